@@ -1,0 +1,174 @@
+"""The noise process: breaking images, the posterior of one step back, and the one conversion hub.
+
+With Marginal(alpha, sigma) of jaxdiff.schedules and s < t:
+
+    (1)  x_t = alpha_t x_0 + sigma_t noise                                       add_noise
+    (2)  q(x_t | x_s) = N(alpha_ts x_s, sigma_ts^2 I),  alpha_ts = alpha_t/alpha_s,
+         sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2                           transition, noise_step
+    (3)  q(x_s | x_t, x_0) = N(mean, variance I),  variance = sigma_s^2 sigma_ts^2/sigma_t^2,
+         mean = alpha_ts sigma_s^2/sigma_t^2 x_t + alpha_s sigma_ts^2/sigma_t^2 x_0     posterior
+
+What a network puts out is one of six kinds; all go through the hub (x_0, noise):
+
+    noise   noise                       v      alpha noise - sigma x_0      score  -noise/sigma
+    x_0     x_0                         flow   noise - x_0
+    edm     F with x_0 = c_skip x_t + c_out F   (EDM, table 1; c_skip and c_out in EDM_DATA below)
+
+Sources: Ho et al. 2020 (DDPM), eq. 2-7; Kingma et al. 2021 (VDM), appendix A; Karras et al. 2022 (EDM).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxdiff.schedules import Marginal, Schedule
+
+PREDICTIONS = ("noise", "x_0", "v", "flow", "score", "edm")
+EDM_DATA = 0.5  # sigma_data, the standard deviation of images in [-1, 1] that EDM assumes
+
+
+def add_noise(x_0: Float[Array, "*shape"], noise: Float[Array, "*shape"], m: Marginal) -> Float[Array, "*shape"]:
+    """x_t = alpha x_0 + sigma noise, eq. (1): any noise level in one step.
+
+    Args:
+      x_0: data [batch, ...].
+      noise: standard normal, of x_0's shape.
+      m: the marginal at t; scalar or [batch].
+
+    Source: Ho et al. 2020 (DDPM), eq. 4.
+
+    >>> add_noise(jnp.ones((1, 2)), jnp.zeros((1, 2)), Marginal(0.5, 1.0)).tolist()
+    [[0.5, 0.5]]
+    """
+    m = m.like(x_0)
+    return m.alpha * x_0 + m.sigma * noise
+
+
+def transition(m_s: Marginal, m_t: Marginal) -> Marginal:
+    """q(x_t | x_s) for s < t as Marginal(alpha_ts, sigma_ts), eq. (2).
+
+    >>> m = transition(Marginal(0.8, 0.6), Marginal(0.6, 0.8))
+    >>> round(float(m.alpha), 3), round(float(m.sigma), 3)
+    (0.75, 0.661)
+    """
+    alpha = m_t.alpha / m_s.alpha
+    kept = alpha * m_s.sigma  # sigma_t^2 - kept^2 as a product, since the two can be close
+    return Marginal(alpha, jnp.sqrt(jnp.maximum((m_t.sigma - kept) * (m_t.sigma + kept), 0.0)))
+
+
+def noise_step(
+    key: jax.Array, x_prev: Float[Array, "*shape"], s: ArrayLike, t: ArrayLike, schedule: Schedule
+) -> Float[Array, "*shape"]:
+    """One step of the forward chain: x_t ~ q(x_t | x_s), eq. (2).
+
+    With s and t neighbours of a discrete schedule it is sqrt(1 - beta_t) x_s + sqrt(beta_t) noise.
+
+    Args:
+      key: a PRNG key.
+      x_prev: x_s [batch, ...].
+      s: the time of x_prev; scalar or [batch].
+      t: the new time, s <= t <= 1.
+      schedule: the noise schedule.
+
+    Source: Ho et al. 2020 (DDPM), eq. 2.
+
+    >>> from jaxdiff import schedules
+    >>> noise_step(jax.random.key(0), jnp.ones((2, 3)), 0.0, 0.5, schedules.cosine()).shape
+    (2, 3)
+    """
+    return add_noise(x_prev, jax.random.normal(key, x_prev.shape, x_prev.dtype), transition(schedule(s), schedule(t)))
+
+
+class Posterior(NamedTuple):
+    """q(x_s | x_t, x_0) = N(mean, variance I), eq. (3)."""
+
+    mean: jax.Array
+    variance: ArrayLike
+
+
+def posterior(x_0: Float[Array, "*shape"], x_t: Float[Array, "*shape"], m_s: Marginal, m_t: Marginal) -> Posterior:
+    """q(x_s | x_t, x_0), eq. (3); m_s and m_t are scalar or [batch], sigma_t > 0.
+
+    >>> p = posterior(jnp.ones((1, 1)), jnp.zeros((1, 1)), Marginal(1.0, 0.0), Marginal(0.6, 0.8))
+    >>> float(p.mean[0, 0]), float(p.variance)
+    (1.0, 0.0)
+    """
+    m_s, m_t = m_s.like(x_0), m_t.like(x_0)
+    step = transition(m_s, m_t)
+    shrink, gain = jnp.square(m_s.sigma / m_t.sigma), jnp.square(step.sigma / m_t.sigma)
+    return Posterior(step.alpha * shrink * x_t + m_s.alpha * gain * x_0, gain * jnp.square(m_s.sigma))
+
+
+def to_x0_noise(
+    kind: str, output: Float[Array, "*shape"], x_t: Float[Array, "*shape"], m: Marginal
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """A network's output of the given kind -> (x_0, noise), the hub.
+
+    Args:
+      kind: one of "noise", "x_0", "v", "flow", "score", "edm".
+      output: what the network put out at x_t.
+      x_t: the noisy data, of the same shape.
+      m: the marginal at t; scalar or [batch]. "noise" and "score" need alpha > 0. Where sigma = 0, "x_0" and
+        "edm" say nothing of the noise, and 0 is returned for it.
+
+    Raises:
+      ValueError: unknown kind (the choices are listed).
+
+    Source: Salimans & Ho 2022, appendix D (v); Karras et al. 2022 (EDM), eq. 7.
+
+    >>> x_0, noise = to_x0_noise("v", jnp.array([[-1.0]]), jnp.array([[0.0]]), Marginal(0.6, 0.8))
+    >>> round(float(x_0[0, 0]), 6), round(float(noise[0, 0]), 6)
+    (0.8, -0.6)
+    """
+    check_prediction(kind)
+    alpha, sigma = m.like(output)
+    if kind == "score":
+        kind, output = "noise", -sigma * output
+    if kind == "edm":
+        scale = jnp.square(sigma) + jnp.square(EDM_DATA * alpha)
+        kind, output = "x_0", (EDM_DATA**2 * alpha * x_t + sigma * EDM_DATA * jnp.sqrt(scale) * output) / scale
+    if kind == "noise":
+        return (x_t - sigma * output) / alpha, output
+    if kind == "x_0":
+        safe = jnp.where(sigma > 0, sigma, 1.0)
+        return output, jnp.where(sigma > 0, (x_t - alpha * output) / safe, 0.0)
+    if kind == "v":
+        scale = jnp.square(alpha) + jnp.square(sigma)
+        return (alpha * x_t - sigma * output) / scale, (sigma * x_t + alpha * output) / scale
+    return (x_t - sigma * output) / (alpha + sigma), (x_t + alpha * output) / (alpha + sigma)  # flow
+
+
+def from_x0_noise(
+    kind: str, x_0: Float[Array, "*shape"], noise: Float[Array, "*shape"], m: Marginal
+) -> Float[Array, "*shape"]:
+    """(x_0, noise) -> what a network of the given kind should put out at x_t = alpha x_0 + sigma noise.
+
+    Raises:
+      ValueError: unknown kind (the choices are listed).
+
+    >>> from_x0_noise("flow", jnp.array([1.0]), jnp.array([3.0]), Marginal(0.5, 0.5)).tolist()
+    [2.0]
+    """
+    check_prediction(kind)
+    alpha, sigma = m.like(x_0)
+    if kind == "noise":
+        return noise
+    if kind == "x_0":
+        return x_0
+    if kind == "v":
+        return alpha * noise - sigma * x_0
+    if kind == "flow":
+        return noise - x_0
+    if kind == "score":
+        return -noise / sigma
+    scale = jnp.sqrt(jnp.square(sigma) + jnp.square(EDM_DATA * alpha))  # edm: (x_0 - c_skip x_t)/c_out, divided out
+    return (sigma * x_0 - EDM_DATA**2 * alpha * noise) / (EDM_DATA * scale)
+
+
+def check_prediction(kind: str) -> None:
+    """Raises ValueError unless kind is one of PREDICTIONS."""
+    if kind not in PREDICTIONS:
+        raise ValueError(f"unknown prediction {kind!r}; choose one of {', '.join(PREDICTIONS)}")

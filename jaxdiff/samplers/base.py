@@ -1,0 +1,134 @@
+"""The sampler contract and the one loop that runs every sampler.
+
+A sampler is two pure functions, as an Optax transform is. It sees only `denoise(x_t, t) -> Prediction`, and goes
+from time t to time s by one step. Memory does not grow with the number of steps, unless a trajectory is asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxdiff.denoisers import Denoiser
+from jaxdiff.schedules import Schedule
+
+
+class Sampler(NamedTuple):
+    """A sampling method.
+
+    Attributes:
+      init: x_T -> state, any pytree of arrays; () where a step needs no past.
+      step: (keys [batch], denoise, x, state, t, s, *, schedule) -> (x at s, state). t and s are scalars.
+      nfe: network evaluations a step.
+    """
+
+    init: Callable[[jax.Array], Any]
+    step: Callable[..., tuple[jax.Array, Any]]
+    nfe: int = 1
+
+
+class Trajectory(NamedTuple):
+    """The walk of N steps: x_t [N + 1, batch, ...] from x_T on, and the x_0 estimate at each t, [N, batch, ...]."""
+
+    x_t: jax.Array
+    x_0: jax.Array
+
+
+def sample_keys(key: jax.Array, num: int, start: int = 0) -> jax.Array:
+    """One key per sample, [num]: sample i depends on (key, start + i) alone, not on how many are drawn.
+
+    >>> all_keys, one = sample_keys(jax.random.key(0), 8), sample_keys(jax.random.key(0), 1, start=5)
+    >>> bool(all_keys[5] == one[0])
+    True
+    """
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(start + jnp.arange(num))
+
+
+def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Standard normal noise of x's shape [batch, ...], example i from keys[i] alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+
+
+def sample(
+    keys: jax.Array,
+    denoise: Denoiser,
+    sampler: Sampler,
+    *,
+    times: ArrayLike,
+    schedule: Schedule,
+    shape: Sequence[int] = (),
+    x_T: Float[Array, "batch ..."] | None = None,
+    trajectory: bool = False,
+) -> Any:
+    """Runs a sampler from times[0] to times[-1] and returns x there.
+
+    Example i depends on keys[i] alone. Steps between equal times are skipped without calling the network, so
+    times padded with zeros (`time_grid(..., max_steps=...)`) serve any number of steps with one compilation.
+
+    Args:
+      keys: one key per sample, [batch]; see `sample_keys`.
+      denoise: (x_t, t) -> Prediction.
+      sampler: a `Sampler`.
+      times: [N + 1], descending (ascending for inversion), in [0, 1].
+      schedule: the noise schedule.
+      shape: of one sample; not needed if x_T is given.
+      x_T: x at times[0], [batch, ...]; default: sigma noise, from the keys.
+      trajectory: also return the walk; its memory grows with N.
+
+    Returns:
+      x [batch, ...], or (x, Trajectory).
+
+    Raises:
+      ValueError: times are not monotone in [0, 1], or keys and x_T differ in number.
+
+    >>> from jaxdiff import samplers, schedules, times
+    >>> schedule = schedules.cosine()
+    >>> point = lambda x, t: to_point(x, schedule(t))  # the exact denoiser of data that is always 0.5
+    >>> to_point = lambda x, m: Prediction(jnp.full_like(x, 0.5), (x - 0.5 * m.alpha) / m.sigma)
+    >>> from jaxdiff.denoisers import Prediction
+    >>> grid = times.time_grid(schedule, 3)
+    >>> x = sample(sample_keys(jax.random.key(0), 2), point, samplers.ddim(), shape=(1,), times=grid, schedule=schedule)
+    >>> x.tolist()
+    [[0.5], [0.5]]
+    """
+    _check_times(times)
+    times = jnp.asarray(times)
+    start_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    if x_T is None:
+        x_T = schedule(times[0]).sigma * normal_like(start_keys, jnp.zeros((keys.shape[0], *shape)))
+    if x_T.shape[0] != keys.shape[0]:
+        raise ValueError(f"one key per sample: got {keys.shape[0]} keys for {x_T.shape[0]} samples")
+
+    def body(carry, inputs):
+        index, t, s = inputs
+
+        def step(carry):
+            x, state = carry
+            now = jax.vmap(lambda key: jax.random.fold_in(key, index))(step_keys)
+            return sampler.step(now, denoise, x, state, t, s, schedule=schedule)
+
+        # With trajectory the network is called a second time on the same input: under jit one call.
+        walk = (carry[0], denoise(carry[0], t).x_0) if trajectory else None
+        return jax.lax.cond(t != s, step, lambda carry: carry, carry), walk
+
+    steps = jnp.arange(len(times) - 1)
+    (x, _), walk = jax.lax.scan(body, (x_T, sampler.init(x_T)), (steps, times[:-1], times[1:]))
+    if walk is None:
+        return x
+    return x, Trajectory(jnp.concatenate([walk[0], x[None]]), walk[1])
+
+
+def _check_times(times: ArrayLike) -> None:
+    """On the host, where the values are known: under jit out-of-range times would clamp silently."""
+    if isinstance(times, jax.core.Tracer):
+        return
+    times = np.asarray(times)
+    if times.ndim != 1 or len(times) < 2 or times.min() < 0 or times.max() > 1:
+        raise ValueError("times must be a list of 2 or more numbers in [0, 1]")
+    steps = np.trim_zeros(np.diff(times), "b")
+    if not (np.all(steps < 0) or np.all(steps > 0)):
+        raise ValueError("times must be strictly descending (or ascending, for inversion), padding at the end aside")

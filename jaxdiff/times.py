@@ -1,0 +1,125 @@
+"""Time grids: the descending times at which a sampler calls the network.
+
+A grid of N steps has N + 1 times, from near 1 (noise) down to exactly 0 (data); step i goes from times[i] to
+times[i + 1]. All are made on the host in float64. On a discrete schedule the times are entries k/T, all distinct.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdiff.schedules import Schedule
+
+SPACINGS = ("trailing", "leading", "linspace", "quadratic", "log_snr", "karras")
+
+
+def time_grid(
+    schedule: Schedule,
+    num_steps: int,
+    spacing: str | Sequence[float] = "trailing",
+    *,
+    t_min: float | None = None,
+    rho: float = 7.0,
+    max_steps: int | None = None,
+) -> np.ndarray:
+    """The times of a sampler with exactly num_steps steps, descending, ending in 0.0.
+
+    spacing:
+      trailing   t_i = (N - i)/N: from 1, equal steps, the last as long as the others.
+      leading    multiples of T // N entries plus one: never starts at 1 (trap: the network never sees pure noise).
+      linspace   from 1 to t_min in equal steps, then 0.
+      quadratic  t_i = ((N - i)/N)^2: more steps where there is little noise.
+      log_snr    from 1 to t_min in equal steps of log-SNR, then 0.
+      karras     from 1 to t_min in equal steps of (sigma/alpha)^(1/rho), then 0.
+      a list     descending times in (0, 1], ending above 0, resampled to N log-linearly (AYS); then 0.
+
+    Args:
+      schedule: the noise schedule.
+      num_steps: N >= 1; on a discrete schedule N <= T.
+      spacing: a name or a list of times, as above.
+      t_min: the last time above 0 of linspace, log_snr and karras; default 1/T, or 1e-3 if continuous.
+      rho: exponent of karras.
+      max_steps: pad with zeros to max_steps + 1 times. `sample` skips steps from 0 to 0, so that programs
+        compiled for max_steps serve every smaller number.
+
+    Returns:
+      float32 [num_steps + 1] or [max_steps + 1].
+
+    Raises:
+      ValueError: unknown spacing, or a number of steps or a list that cannot work, with the legal range.
+
+    Source: Lin et al. 2023, table 2 (leading, linspace, trailing); Song et al. 2021 (DDIM), appendix D.2
+    (quadratic); Lu et al. 2022 (DPM-Solver), section 3.4 (log_snr); Karras et al. 2022, eq. 5; Sabour et al. 2024 (AYS).
+
+    >>> from jaxdiff import schedules
+    >>> time_grid(schedules.cosine(), 4).tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    top = schedule.num_steps
+    if num_steps < 1 or (top is not None and num_steps > top):
+        raise ValueError(f"num_steps must lie in 1..{top or 'any'}, got {num_steps}")
+    if max_steps is not None and max_steps < num_steps:
+        raise ValueError(f"max_steps must be at least num_steps={num_steps}, got {max_steps}")
+    t_min = t_min if t_min is not None else (1.0 / top if top else 1e-3)
+    if not 0 < t_min < 1 and num_steps > 1:
+        raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
+
+    falling = np.arange(num_steps, 0, -1) / num_steps
+    if not isinstance(spacing, str):
+        times = _resample(spacing, num_steps)
+    elif spacing == "trailing":
+        times = falling
+    elif spacing == "leading":
+        times = _leading(num_steps, top)
+    elif spacing == "linspace":
+        times = np.linspace(1.0, t_min, num_steps)
+    elif spacing == "quadratic":
+        times = falling**2
+    elif spacing == "log_snr":
+        start, end = _log_snr_range(schedule, t_min)
+        times = np.asarray(schedule.time_of_log_snr(np.linspace(start, end, num_steps)), np.float64)
+        times[0] = 1.0
+    elif spacing == "karras":
+        start, end = np.exp(-0.5 / rho * np.array(_log_snr_range(schedule, t_min)))
+        log_snr = -2.0 * rho * np.log(np.linspace(start, end, num_steps))
+        times = np.asarray(schedule.time_of_log_snr(log_snr), np.float64)
+        times[0] = 1.0
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}, or give a list of times")
+
+    if top is not None:
+        times = _distinct_entries(times, top) / top
+    times = np.append(times, np.zeros(1 + (max_steps - num_steps if max_steps else 0))).astype(np.float32)
+    if not np.all(np.diff(times[: num_steps + 1]) < 0):
+        raise ValueError(f"{num_steps} steps of {spacing!r} from 1 to {t_min} are closer than float32 can tell apart")
+    return times
+
+
+def _leading(num_steps: int, top: int | None) -> np.ndarray:
+    if top is None:
+        return np.arange(num_steps - 1, -1, -1) / num_steps + 1.0 / (1000 * num_steps)
+    return (np.arange(num_steps - 1, -1, -1) * (top // num_steps) + 1) / top
+
+
+def _log_snr_range(schedule: Schedule, t_min: float) -> tuple[float, float]:
+    """log-SNR at t = 1 (or just below it, where nothing is left of x_0) and at t_min."""
+    start = float(schedule(1.0).log_snr)
+    if not np.isfinite(start):
+        start = float(schedule(1.0 - 1.0 / schedule.num_steps if schedule.num_steps else 0.999).log_snr)
+    return start, float(schedule(t_min).log_snr)
+
+
+def _resample(times: Sequence[float], num_steps: int) -> np.ndarray:
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or times.size < 2 or not (np.all(np.diff(times) < 0) and 0 < times[-1] and times[0] <= 1):
+        raise ValueError("a list of times must hold 2 or more, descending, in (0, 1], without the final 0")
+    position = np.linspace(0, 1, num_steps) if num_steps > 1 else np.zeros(1)
+    return np.exp(np.interp(position, np.linspace(0, 1, times.size), np.log(times)))
+
+
+def _distinct_entries(times: np.ndarray, top: int) -> np.ndarray:
+    """Nearest entries k in 1..T, moved apart where rounding made two equal: exactly as many, strictly descending."""
+    rising = np.round(times[::-1] * top)
+    rank = np.arange(1, len(times) + 1)
+    rising = np.maximum.accumulate(np.maximum(rising, rank) - rank) + rank
+    return np.minimum(rising, top - len(times) + rank)[::-1]
