@@ -1,0 +1,151 @@
+"""Arrays to pictures: PNG grids, folders of PNGs, and the walk from noise to image as a sheet or a GIF.
+
+Images are uint8 [n, h, w, c] with c = 1 (grey), 3 (RGB) or 4 (RGBA). Every file is written beside its place
+and renamed into it, so that a reader never sees half a picture.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP = 2  # white pixels around each image
+_MIN_SIDE = 32  # smaller images are enlarged by a whole factor to at least this
+
+
+def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Images in [-1, 1] to 0..255, rounded; what lies outside is clipped. The inverse of x / 127.5 - 1.
+
+    >>> to_uint8(np.array([-1.0, 0.0, 1.0, 7.0])).tolist()
+    [0, 128, 255, 255]
+    """
+    return np.clip(np.rint((np.asarray(x, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def grid(images: UInt8[np.ndarray, "n h w c"], rows: int) -> UInt8[np.ndarray, "H W c"]:
+    """One picture of all images: image i stands in row i % rows, so classes that are cycled make the rows.
+
+    Args:
+      images: uint8 [n, h, w, c], n >= 1; those under 32 pixels are enlarged by a whole factor.
+      rows: number of rows, >= 1; columns follow, and cells without an image are white.
+
+    Returns:
+      uint8 [H, W, c].
+
+    >>> grid(np.zeros((5, 32, 32, 1), np.uint8), rows=2).shape  # 2 rows and 3 columns, a gap of 2
+    (70, 104, 1)
+    """
+    n, h, w, c = images.shape
+    columns = -(-n // rows)
+    scale = -(-_MIN_SIDE // min(h, w))
+    cells = np.full((columns * rows, h, w, c), 255, np.uint8)
+    cells[:n] = images
+    cells = cells.repeat(scale, axis=1).repeat(scale, axis=2)
+    cells = np.pad(cells, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+    cells = cells.reshape(columns, rows, *cells.shape[1:]).transpose(1, 2, 0, 3, 4)
+    picture = cells.reshape(rows * cells.shape[1], -1, c)
+    return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+
+
+def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
+    """Writes one image [h, w, c] as PNG, making the folders above it."""
+    buffer = io.BytesIO()
+    _pil(image).save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that path holds either what it held before or all of content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def trajectory_sheet(
+    x_t: Float[np.ndarray, "steps+1 n h w c"],
+    x_0: Float[np.ndarray, "steps n h w c"],
+    times: Float[np.ndarray, " steps+1"],
+    columns: int = 6,
+) -> UInt8[np.ndarray, "H W c"]:
+    """The walk from noise to image: per sample a row of x_t and one of the x_0 estimate, noise falling.
+
+    Args:
+      x_t: the states at times, images being in [-1, 1]; [steps + 1, n, h, w, c].
+      x_0: the estimates of the clean image at times[:-1]; [steps, n, h, w, c].
+      times: descending to 0; [steps + 1].
+      columns: at how many of the times to look, the first and the last among them.
+
+    Returns:
+      uint8 [H, W, c], labelled with t and with what that is: high, medium or low noise, or the image.
+
+    >>> walk, estimates = np.zeros((5, 1, 32, 32, 1)), np.zeros((4, 1, 32, 32, 1))
+    >>> trajectory_sheet(walk, estimates, np.linspace(1, 0, 5), columns=3).shape  # 3 images, labels
+    (232, 380, 1)
+    """
+    at = np.unique(np.rint(np.linspace(0, len(times) - 1, columns)).astype(int))
+    walk = _walk(x_t, x_0)[at]
+    return _labelled(walk.reshape(-1, *walk.shape[3:]), 2 * walk.shape[1], [_level(t) for t in times[at]])
+
+
+def write_trajectory_gif(
+    path: Path,
+    x_t: Float[np.ndarray, "steps+1 n h w c"],
+    x_0: Float[np.ndarray, "steps n h w c"],
+    times: Float[np.ndarray, " steps+1"],
+    max_frames: int = 60,
+) -> None:
+    """The same walk as an animation: x_t in the upper row, the x_0 estimates below, ending on the images.
+
+    Args:
+      path: where to write.
+      x_t: as in `trajectory_sheet`, and so are x_0 and times.
+      x_0: see there.
+      times: see there.
+      max_frames: longer walks skip steps.
+    """
+    walk = _walk(x_t, x_0)
+    at = np.unique(np.rint(np.linspace(0, len(times) - 1, max_frames)).astype(int))
+    frames = [_pil(_labelled(walk[i].reshape(-1, *walk.shape[3:]), 2, [_level(times[i])])) for i in at]
+    buffer = io.BytesIO()
+    durations = [80] * (len(frames) - 1) + [2000]  # milliseconds
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    write_whole(path, buffer.getvalue())
+
+
+def _walk(x_t: np.ndarray, x_0: np.ndarray) -> np.ndarray:
+    """Pairs (x_t, x_0 estimate), enlarged: uint8 [steps + 1, n, 2, h, w, c]; an image estimates itself."""
+    pairs = to_uint8(np.stack([x_t, np.concatenate([x_0, x_t[-1:]])], axis=2))
+    scale = -(-3 * _MIN_SIDE // min(pairs.shape[3:5]))
+    return pairs.repeat(scale, axis=3).repeat(scale, axis=4)
+
+
+def _level(t: float) -> str:
+    name = "high noise" if t > 2 / 3 else "medium noise" if t > 1 / 3 else "low noise" if t > 0 else "image"
+    return f"t = {t:.2f}\n{name}"
+
+
+def _labelled(images: np.ndarray, rows: int, columns: list[str]) -> np.ndarray:
+    """The grid of images with a label over each column; rows alternate between x_t and the x_0 estimate."""
+    body = _pil(grid(images, rows))
+    left, top = 84, 34
+    sheet = Image.new(body.mode, (left + body.width, top + body.height), "white")
+    sheet.paste(body, (left, top))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    height, width = images.shape[1] + _GAP, images.shape[2] + _GAP
+    for column, label in enumerate(columns):
+        draw.text((left + _GAP + column * width, 2), label, fill="black", font=font)
+    for row in range(rows):
+        y = top + row * height + height // 2 - 7
+        draw.text((4, y), "x_0 estimate" if row % 2 else "x_t", fill="black", font=font)
+    return np.asarray(sheet).reshape(sheet.height, sheet.width, -1)
+
+
+def _pil(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
