@@ -77,7 +77,7 @@ def sample(
       schedule: the noise schedule.
       shape: of one sample; not needed if x_T is given.
       x_T: x at times[0], [batch, ...]; default: sigma noise, from the keys.
-      trajectory: also return the walk; its memory grows with N.
+      trajectory: also return the walk; its memory grows with N, and times must not be padded.
 
     Returns:
       x [batch, ...], or (x, Trajectory).
@@ -95,7 +95,7 @@ def sample(
     >>> x.tolist()
     [[0.5], [0.5]]
     """
-    _check_times(times)
+    _check_times(times, padded=not trajectory)
     times = jnp.asarray(times)
     start_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     if x_T is None:
@@ -111,9 +111,9 @@ def sample(
             now = jax.vmap(lambda key: jax.random.fold_in(key, index))(step_keys)
             return sampler.step(now, denoise, x, state, t, s, schedule=schedule)
 
-        # With trajectory the network is called a second time on the same input: under jit one call.
-        walk = (carry[0], denoise(carry[0], t).x_0) if trajectory else None
-        return jax.lax.cond(t != s, step, lambda carry: carry, carry), walk
+        if trajectory:  # the step's first call and this one have the same input: under jit they are one
+            return step(carry), (carry[0], denoise(carry[0], t).x_0)
+        return jax.lax.cond(t != s, step, lambda carry: carry, carry), None
 
     steps = jnp.arange(len(times) - 1)
     (x, _), walk = jax.lax.scan(body, (x_T, sampler.init(x_T)), (steps, times[:-1], times[1:]))
@@ -122,13 +122,15 @@ def sample(
     return x, Trajectory(jnp.concatenate([walk[0], x[None]]), walk[1])
 
 
-def _check_times(times: ArrayLike) -> None:
+def _check_times(times: ArrayLike, padded: bool) -> None:
     """On the host, where the values are known: under jit out-of-range times would clamp silently."""
     if isinstance(times, jax.core.Tracer):
         return
     times = np.asarray(times)
     if times.ndim != 1 or len(times) < 2 or times.min() < 0 or times.max() > 1:
         raise ValueError("times must be a list of 2 or more numbers in [0, 1]")
-    steps = np.trim_zeros(np.diff(times), "b")
+    steps = np.trim_zeros(np.diff(times), "b") if padded else np.diff(times)
     if not (np.all(steps < 0) or np.all(steps > 0)):
-        raise ValueError("times must be strictly descending (or ascending, for inversion), padding at the end aside")
+        raise ValueError(
+            "times must be strictly descending (or ascending, for inversion), padding at the end aside (none with trajectory)"
+        )
