@@ -1,0 +1,4 @@
+"""Networks: the only place where Flax is imported. Everything else sees `predict(x_t, t, cond)`."""
+
+from jaxdiff.models.unet import UNet as UNet
+from jaxdiff.models.unet import check as check
