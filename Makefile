@@ -1,0 +1,24 @@
+# The one command is `make check`: everything CI checks, in the order of how fast it fails.
+.PHONY: check lint types imports docs test format
+
+check: lint types imports docs test
+
+lint:  ## ruff: rules and formatting
+	uv run ruff check
+	uv run ruff format --check
+
+types:  ## pyright, basic mode
+	uv run pyright
+
+imports:  ## the layers of pyproject.toml: imports point one way
+	uv run lint-imports --no-logo
+
+docs:  ## the site, in site/; a broken link or reference fails
+	uv run --extra docs mkdocs build --strict --quiet
+
+test:  ## tests and doctests
+	uv run pytest
+
+format:  ## rewrites what `lint` can mend
+	uv run ruff check --fix
+	uv run ruff format

@@ -1,0 +1,14 @@
+"""Settings of every test and doctest: CPU only, eight simulated devices, no silent rank promotion."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("jaxdiff", deadline=None, derandomize=True)  # the first example compiles
+hypothesis.settings.load_profile("jaxdiff")
