@@ -21,10 +21,12 @@ class Prediction(NamedTuple):
     Attributes:
       x_0: the estimate of the data, [batch, ...].
       noise: the estimate of the noise, [batch, ...].
+      fraction: of a learned variance, v in [0, 1] between log beta-tilde (0) and log beta (1); None if not learned.
     """
 
     x_0: jax.Array
     noise: jax.Array
+    fraction: jax.Array | None = None
 
 
 Denoiser = Callable[[jax.Array, ArrayLike], Prediction]
@@ -80,7 +82,8 @@ def classifier_free(denoise_cond: Denoiser, denoise_uncond: Denoiser, scale: Arr
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
         cond, uncond = denoise_cond(x_t, t), denoise_uncond(x_t, t)
-        return Prediction(*(u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)))
+        guided = (u + scale * (c - u) for c, u in zip(cond[:2], uncond[:2], strict=True))
+        return Prediction(*guided, cond.fraction)
 
     return denoise
 
@@ -93,7 +96,7 @@ def static_threshold(denoise: Denoiser, *, schedule: Schedule, limit: float = 1.
     >>> from jaxdiff import schedules
     >>> far = lambda x, t: Prediction(x + 9.0, x)
     >>> static_threshold(far, schedule=schedules.flow())(jnp.zeros((1, 2)), 0.5)
-    Prediction(x_0=Array([[1., 1.]], dtype=float32), noise=Array([[-1., -1.]], dtype=float32))
+    Prediction(x_0=Array([[1., 1.]], dtype=float32), noise=Array([[-1., -1.]], dtype=float32), fraction=None)
     """
     return _with_x_0(denoise, schedule, lambda x_0: jnp.clip(x_0, -limit, limit))
 
@@ -121,7 +124,7 @@ def _with_x_0(denoise: Denoiser, schedule: Schedule, change: Callable[[jax.Array
     """denoise with x_0 changed and the noise re-derived, so that x_t = alpha x_0 + sigma noise still holds."""
 
     def changed(x_t: jax.Array, t: ArrayLike) -> Prediction:
-        x_0 = change(denoise(x_t, t).x_0)
-        return Prediction(*to_x0_noise("x_0", x_0, x_t, schedule(t)))
+        p = denoise(x_t, t)
+        return Prediction(*to_x0_noise("x_0", change(p.x_0), x_t, schedule(t)), p.fraction)
 
     return changed
