@@ -86,7 +86,7 @@ class Posterior(NamedTuple):
     """q(x_s | x_t, x_0) = N(mean, variance I), eq. (3)."""
 
     mean: jax.Array
-    variance: ArrayLike
+    variance: jax.Array
 
 
 def posterior(x_0: Float[Array, "*shape"], x_t: Float[Array, "*shape"], m_s: Marginal, m_t: Marginal) -> Posterior:

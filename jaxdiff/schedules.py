@@ -25,8 +25,8 @@ from jax.typing import ArrayLike
 class Marginal(NamedTuple):
     """q(x_t | x_0) = N(alpha x_0, sigma^2 I): two amplitudes of any common batch shape, each >= 0."""
 
-    alpha: ArrayLike
-    sigma: ArrayLike
+    alpha: jax.Array
+    sigma: jax.Array
 
     @property
     def log_snr(self) -> jax.Array:

@@ -110,11 +110,12 @@ def _log_snr_range(schedule: Schedule, t_min: float) -> tuple[float, float]:
 
 
 def _resample(times: Sequence[float], num_steps: int) -> np.ndarray:
-    times = np.asarray(times, np.float64)
-    if times.ndim != 1 or times.size < 2 or not (np.all(np.diff(times) < 0) and 0 < times[-1] and times[0] <= 1):
+    points = np.asarray(times, np.float64)
+    falling = points.ndim == 1 and points.size >= 2 and np.all(np.diff(points) < 0)
+    if not (falling and 0 < points[-1] and points[0] <= 1):
         raise ValueError("a list of times must hold 2 or more, descending, in (0, 1], without the final 0")
     position = np.linspace(0, 1, num_steps) if num_steps > 1 else np.zeros(1)
-    return np.exp(np.interp(position, np.linspace(0, 1, times.size), np.log(times)))
+    return np.exp(np.interp(position, np.linspace(0, 1, points.size), np.log(points)))
 
 
 def _distinct_entries(times: np.ndarray, top: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -124,7 +125,7 @@ def sample(
 
 def _check_times(times: ArrayLike, padded: bool) -> None:
     """On the host, where the values are known: under jit out-of-range times would clamp silently."""
-    if isinstance(times, jax.core.Tracer):
+    if isinstance(times, Tracer):
         return
     times = np.asarray(times)
     if times.ndim != 1 or len(times) < 2 or times.min() < 0 or times.max() > 1:
