@@ -1,0 +1,192 @@
+"""Batches as a pure function of (seed, step), made ahead of time by a thread and, if need be, by workers.
+
+There is no iterator state: to resume at step n is to ask for batch n. Epochs follow each other without a ragged
+batch. Example i of the run, counted over the rows of all global batches, is record order_e[i mod total] of epoch
+e = i div total, and order_e is a permutation drawn from (seed, e).
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
+from itertools import count
+from multiprocessing.process import BaseProcess
+
+import numpy as np
+from absl import flags
+from jaxtyping import Int64
+
+from jaxdiff.training.sources import RecordSource, Source, open_dataset
+
+__all__ = ["Batch", "Batches", "Prefetch", "open_dataset"]
+
+Batch = dict[str, np.ndarray]
+"""{"image": uint8 [rows, h, w, c], "label": int32 [rows], "row": int32 [rows], index in the global batch}."""
+
+_SHUFFLE, _FLIP = 0, 1  # what a seed is folded with, so that no two draws share one
+_AHEAD = 2  # batches made ahead of the one in use
+_POLL_SECONDS = 0.5
+_MAX_WORKERS = 8
+
+
+class Batches:
+    """The batches of a run: `batches[n]` is a pure function of (source, seed, n) and the rows asked for.
+
+    Args:
+        source: From `open_dataset`.
+        seed: Of the order and of the flips, >= 0.
+        batch_size: Rows of the global batch, of all hosts together.
+        flip: Mirror each image left to right with probability 1/2, drawn from (seed, n, row).
+        rows: This host's rows of the global batch.
+
+    >>> from jaxdiff.training.sources import MemorySource
+    >>> source = MemorySource(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32), 10, set())
+    >>> whole, half = Batches(source, 0, 4), Batches(source, 0, 4, rows=slice(2, 4))
+    >>> whole[7]["label"][2:].tolist() == half[7]["label"].tolist(), half[7]["row"].tolist()
+    (True, [2, 3])
+    """
+
+    def __init__(self, source: Source, seed: int, batch_size: int, flip: bool = False, rows: slice = slice(None)):
+        self.source = source
+        self._seed, self._batch_size, self._flip = seed, batch_size, flip
+        self._rows = np.arange(batch_size, dtype=np.int32)[rows]
+
+    def __getitem__(self, step: int) -> Batch:
+        """The rows of batch `step`."""
+        batch = self.source.gather(self._records(step))
+        if self._flip:
+            bits = np.random.Philox(_seeds(self._seed, _FLIP, step)).random_raw(self._batch_size)
+            mirrored = (bits >> np.uint64(63)).astype(bool)[self._rows]
+            batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+        return {**batch, "row": self._rows}
+
+    def iterate(self, start_step: int) -> "Prefetch":
+        """Batches start_step, start_step + 1, ... for ever, made in the background."""
+        workers: list[BaseProcess] = []
+        if isinstance(self.source, RecordSource):
+            return Prefetch(_from_workers(self, self.source, start_step, workers), workers)
+        return Prefetch((self[step] for step in count(start_step)), workers)
+
+    def _records(self, step: int) -> Int64[np.ndarray, " rows"]:
+        total = len(self.source)
+        epochs, places = np.divmod(step * self._batch_size + self._rows.astype(np.int64), total)
+        records = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            records[here] = _order(self._seed, int(epoch), total)[places[here]]
+        return records
+
+
+@lru_cache(maxsize=2)  # a batch may reach over the end of an epoch
+def _order(seed: int, epoch: int, total: int) -> Int64[np.ndarray, " total"]:
+    """A permutation of the records: raw bits of Philox, which NumPy promises to keep, sorted."""
+    return np.argsort(np.random.Philox(_seeds(seed, _SHUFFLE, epoch)).random_raw(total), kind="stable")
+
+
+def _seeds(seed: int, purpose: int, number: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, purpose, number])
+
+
+class Prefetch:
+    """An iterator over batches that a thread makes ahead of their use.
+
+    What the thread raises, `next` raises. A worker process that died is noticed by the next call of `next`, or
+    within half a second of waiting in it. `close` it, or use it as a context manager.
+
+    Attributes:
+        wait_seconds: How long `next` has waited in all, so far.
+    """
+
+    def __init__(self, batches: Generator[Batch], workers: list[BaseProcess]):
+        self._batches, self._workers = batches, workers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead = deque(self._thread.submit(next, batches) for _ in range(_AHEAD))
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> "Prefetch":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        if not self._ahead:
+            raise StopIteration
+        start = time.perf_counter()
+        try:
+            while not self._ahead[0].done():
+                self._check_workers()
+                wait([self._ahead[0]], timeout=_POLL_SECONDS)
+            self._check_workers()
+            batch = self._ahead.popleft().result()
+        except Exception:
+            self.close()
+            raise
+        self.wait_seconds += time.perf_counter() - start
+        self._ahead.append(self._thread.submit(next, self._batches))
+        return batch
+
+    def _check_workers(self) -> None:
+        dead = [worker for worker in self._workers if worker.exitcode is not None]
+        if dead:
+            for worker in self._workers:
+                worker.kill()  # or closing would wait for each to say goodbye
+            raise RuntimeError(
+                f"a data worker process died with exit code {dead[0].exitcode} (-9: killed, often for want of "
+                "memory); start the same command again"
+            )
+
+    def close(self) -> None:
+        """Ends the thread and the worker processes; to close again is fine."""
+        self._ahead.clear()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._batches.close()
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+
+class _Steps:
+    """The batches from a step on, as the random-access source that Grain shares out between its workers."""
+
+    def __init__(self, batches: Batches, start_step: int):
+        self._batches, self._start = batches, start_step
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Batch:
+        batch = self._batches[self._start + index]
+        return {**batch, "corrupt": np.array(sorted(self._batches.source.substituted), np.int64)}
+
+
+def _from_workers(
+    batches: Batches, source: RecordSource, start_step: int, workers: list[BaseProcess]
+) -> Generator[Batch]:
+    """The batches, each made whole by one of Grain's worker processes; appends the processes to `workers`."""
+    import grain  # half a second, and only needed here
+
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl's own main would parse
+        flags.FLAGS.mark_as_parsed()
+    dataset = grain.MapDataset.source(_Steps(batches, start_step)).to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    )
+    count = min(_MAX_WORKERS, os.cpu_count() or 1)
+    before = multiprocessing.active_children()
+    iterator = iter(dataset.mp_prefetch(grain.MultiprocessingOptions(count, per_worker_buffer_size=2)))
+    try:
+        while True:
+            shared = next(iterator)
+            if not workers:
+                workers.extend(worker for worker in multiprocessing.active_children() if worker not in before)
+            batch = {name: np.array(array) for name, array in shared.items()}  # out of the shared memory
+            del shared
+            source.note_corrupt(batch.pop("corrupt"))
+            yield batch
+    finally:
+        iterator.close()

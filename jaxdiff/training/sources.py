@@ -1,0 +1,238 @@
+"""A data set ready for training: checked, decoded into memory where it fits, with a fingerprint."""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from jaxdiff.errors import UserError
+from jaxdiff.training.decoding import CorruptImageError
+from jaxdiff.training.records import FolderRecords, IdxRecords, Records, open_digits, open_tfds
+
+MEMORY_LIMIT = 2 * 2**30
+"""Data sets of up to so many bytes of pixels are decoded once and held in memory (2 GiB)."""
+SUBSTITUTE_LIMIT = 0.01
+"""The share of records that `on_error="substitute"` may replace before it is the data set that is wrong."""
+_REMEDY = "remove it, or set data.on_error=substitute"
+_SAMPLED = 64  # records whose pixels the fingerprint of a data set too large for memory covers
+
+OnError = Literal["stop", "substitute"]
+
+
+def open_dataset(
+    name: str,
+    path: str | None = None,
+    split: str = "train",
+    resize: int | None = None,
+    on_error: OnError = "stop",
+) -> "Source":
+    """Opens a data set and checks what can be checked before training.
+
+    Args:
+        name: `digits` (scikit-learn's, prepared as a TFDS data set on first use), `fashion_mnist` (its four
+            idx files), `folder` (PNG, JPEG or WebP images; sub-folders are classes), or the name of a data set
+            that TFDS has prepared.
+        path: Folder of the images or idx files, or TFDS's data_dir; empty for the default one (`folder` has
+            none).
+        split: `train` or `test`; what TFDS understands where TFDS reads.
+        resize: None, or the side of the square every image is brought to: shorter side scaled to it (bicubic,
+            antialiased), then the centre. Grey and colour images become colour where both occur.
+        on_error: What a corrupt image does: `stop` with its name, or `substitute` the next good record for it,
+            the same one every time, for up to SUBSTITUTE_LIMIT of all.
+
+    Returns:
+        The source: in memory up to MEMORY_LIMIT, else one that decodes when asked.
+
+    Raises:
+        UserError: If the data set is unknown, missing, empty, mixed, or corrupt beyond what on_error allows.
+    """
+    path = path or ""
+    if name == "digits":
+        records: Records = open_digits(path, split)
+    elif name == "fashion_mnist":
+        records = IdxRecords(path, split)
+    elif name == "folder":
+        records = FolderRecords(path, split)
+    else:
+        records = open_tfds(name, path, split)
+    if isinstance(records, IdxRecords) and resize is None:
+        return MemorySource(records.images, records.labels, records.num_classes, set())
+    shape, corrupt = _survey(records, resize, on_error)
+    source = RecordSource(records, shape, resize, on_error, corrupt)
+    return source.load() if len(records) * math.prod(shape) <= MEMORY_LIMIT else source
+
+
+class MemorySource:
+    """A data set held decoded in memory.
+
+    Its fingerprint covers every pixel and label, the shape and the number of classes.
+
+    Attributes:
+        shape: (h, w, c) of every image.
+        num_classes: 0 if the records have no classes; every label is 0 then.
+        substituted: The records found corrupt so far, in whose place the next good one stands.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "n h w c"],
+        labels: Int32[np.ndarray, " n"],
+        num_classes: int,
+        substituted: set[int],
+    ):
+        self._images, self._labels = images, labels
+        self.shape = images.shape[1:]
+        self.num_classes = num_classes
+        self.substituted = substituted
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal."""
+        return _digest(f"{self._images.shape} {self.num_classes}", [self._labels, self._images])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One record; the arrays are views."""
+        return {"image": self._images[index], "label": self._labels[index]}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies of the records of `indices`, stacked."""
+        return {"image": self._images[indices], "label": self._labels[indices]}
+
+
+class RecordSource:
+    """A data set too large for memory: records are decoded when asked for.
+
+    Its fingerprint covers what the records are (path and size of every file; name, version, split and size of a
+    TFDS data set), the shape, the number of classes, and the pixels of 64 records spread evenly. A record that
+    changes in place and keeps its size may go unnoticed, where to read them all would take hours.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        shape: tuple[int, int, int],
+        resize: int | None,
+        on_error: OnError,
+        corrupt: set[int],
+    ):
+        self._records, self._resize = records, resize
+        self._on_error: OnError = on_error
+        self.shape = shape
+        self.num_classes = records.num_classes
+        self.substituted = corrupt
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal."""
+        sample = np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=np.int64)
+        identity = f"{len(self)} {self.shape} {self.num_classes} {self._records.identity}"
+        return _digest(identity, [self[index]["image"] for index in sample.tolist()])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """One record, or the next good one in the place of a corrupt one."""
+        while True:
+            if index not in self.substituted:
+                try:
+                    image, label = self._read(index)
+                    return {"image": image, "label": np.asarray(label, np.int32)}
+                except CorruptImageError as error:
+                    if self._on_error == "stop":
+                        raise CorruptImageError(f"{error}; {_REMEDY}") from error
+                    self.note_corrupt([index])
+            index = (index + 1) % len(self)
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The records of `indices`, decoded now and stacked."""
+        records = [self[index] for index in indices.tolist()]
+        return {name: np.stack([record[name] for record in records]) for name in ("image", "label")}
+
+    def note_corrupt(self, indices: Iterable[int]) -> None:
+        """Counts records found corrupt, here or by a worker process. Raises UserError if they are too many."""
+        self.substituted.update(int(index) for index in indices)
+        if len(self.substituted) > SUBSTITUTE_LIMIT * len(self):
+            raise UserError(_too_many(len(self.substituted), len(self)))
+
+    def load(self) -> MemorySource:
+        """Decodes every record, and fills the places of corrupt ones as `__getitem__` would."""
+        images = np.empty((len(self), *self.shape), np.uint8)
+        labels = np.zeros(len(self), np.int32)
+        errors = {}
+        for index in range(len(self)):
+            if index not in self.substituted:
+                try:
+                    images[index], labels[index] = self._read(index)
+                except CorruptImageError as error:
+                    errors[index] = str(error)
+        _judge(errors, len(self), self._on_error)
+        self.note_corrupt(errors)
+        for index in self.substituted:
+            record = self[index]
+            images[index], labels[index] = record["image"], record["label"]
+        return MemorySource(images, labels, self.num_classes, self.substituted)
+
+    def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
+        image, label = self._records.read(index, self.shape[-1], self._resize)
+        if image.shape != self.shape:
+            raise CorruptImageError(f"{self._records.name(index)}: shape {image.shape} where all have {self.shape}")
+        return image, label
+
+
+Source = MemorySource | RecordSource
+
+
+def _survey(records: Records, resize: int | None, on_error: OnError) -> tuple[tuple[int, int, int], set[int]]:
+    """The shape all images will have, and the records that are no images, from headers alone."""
+    height, width, channels = resize or records.shape[0], resize or records.shape[1], records.shape[2]
+    if height and width and channels:
+        return (height, width, channels), set()
+    shapes: dict[tuple[int, int, int], str] = {}
+    errors = {}
+    for index in range(len(records)):
+        try:
+            shapes.setdefault(records.measure(index), records.name(index))
+        except CorruptImageError as error:
+            errors[index] = str(error)
+    _judge(errors, len(records), on_error)
+    if resize is not None:
+        return (resize, resize, max(channels for _, _, channels in shapes)), set(errors)
+    if len(shapes) > 1:
+        (one, one_name), (other, other_name) = list(shapes.items())[:2]
+        raise UserError(
+            f"images of {len(shapes)} sizes or channel counts: {one_name} is {_words(one)}, {other_name} is "
+            f"{_words(other)}; set data.resize to the side of the squares to train on"
+        )
+    return next(iter(shapes)), set(errors)
+
+
+def _judge(errors: dict[int, str], total: int, on_error: OnError) -> None:
+    """Raises UserError if what is corrupt is more than on_error allows."""
+    if errors and on_error == "stop":
+        raise UserError(f"{errors[min(errors)]}; {total - len(errors)} of {total} are good; {_REMEDY}")
+    if len(errors) > SUBSTITUTE_LIMIT * total:
+        raise UserError(f"{_too_many(len(errors), total)}; the first: {errors[min(errors)]}")
+
+
+def _too_many(count: int, total: int) -> str:
+    allowed = f"{SUBSTITUTE_LIMIT:.0%}"
+    return f"{count} of {total} records are corrupt, and data.on_error=substitute replaces {allowed} at most"
+
+
+def _words(shape: tuple[int, int, int]) -> str:
+    return f"{shape[1]} x {shape[0]} {'grey' if shape[2] == 1 else 'colour'}"
+
+
+def _digest(identity: str, arrays: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256(identity.encode(errors="surrogateescape"))
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
