@@ -10,7 +10,7 @@ while norms, softmax and the time embedding stay in float32.
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 TimeInjection = Literal["add", "scale_shift"]
+Padding = Literal["end", "both"]
 Image = Float[Array, "batch h w c"]
 Keys = Key[Array, " batch"] | None
 
@@ -28,14 +29,17 @@ INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 ZEROS = nn.initializers.zeros
 
 
-def timestep_embedding(t: Float[Array, " batch"], features: int) -> Float[Array, "batch features"]:
+def timestep_embedding(
+    t: Float[Array, " batch"], features: int, frequency_shift: int = 1
+) -> Float[Array, "batch features"]:
     """Sinusoids of the noise time, in float32 whatever the compute dtype (DDPM's `get_timestep_embedding`).
 
-    With half = features / 2: [sin(1000 t f_0), ..., cos(1000 t f_0), ...], f_i = 10^(-4 i / (half - 1)).
+    With half = features / 2: [sin(1000 t f_0), ..., cos(1000 t f_0), ...], f_i = 10^(-4 i / (half - shift)).
 
     Args:
       t: noise time in [0, 1]; k / 1000 gives what a network trained on integer steps calls k.
       features: an even number, at least 4.
+      frequency_shift: 1 (DDPM) or 0 (ADM).
 
     Returns:
       The embedding, float32, within 2e-4 of exact arithmetic (the rounding of 1000 t at t = 1).
@@ -44,7 +48,7 @@ def timestep_embedding(t: Float[Array, " batch"], features: int) -> Float[Array,
     [[0.0, 0.0, 1.0, 1.0]]
     """
     half = features // 2
-    frequencies = np.power(10.0, -4.0 * np.arange(half) / (half - 1)).astype(np.float32)
+    frequencies = np.power(10.0, -4.0 * np.arange(half) / (half - frequency_shift)).astype(np.float32)
     angles = (1000.0 * t.astype(jnp.float32))[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -61,17 +65,27 @@ def group_count(channels: int) -> int:
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
 
 
-def group_norm(x: Image, name: str) -> Image:
-    """GroupNorm (eps 1e-6) in float32, back in x's dtype: the submodule `name` of the calling module."""
-    norm = nn.GroupNorm(group_count(x.shape[-1]), dtype=jnp.float32, use_fast_variance=False, name=name)
-    return norm(x).astype(x.dtype)
+class Norm(NamedTuple):
+    """How GroupNorm is done: its groups, None for those of `group_count`, and its epsilon."""
+
+    groups: int | None = None
+    eps: float = 1e-6
 
 
-def conv3x3(channels: int, dtype: Any, name: str, *, stride: int = 1, zero: bool = False) -> nn.Conv:
-    """A 3x3 convolution, `zero`-initialised or not; stride 2 pads (0, 1), TensorFlow's SAME, as DDPM does."""
-    padding: Any = ((0, 1), (0, 1)) if stride == 2 else 1
+def group_norm(x: Image, name: str, norm: Norm) -> Image:
+    """GroupNorm in float32, back in x's dtype: the submodule `name` of the calling module."""
+    groups = norm.groups or group_count(x.shape[-1])
+    layer = nn.GroupNorm(groups, epsilon=norm.eps, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return layer(x).astype(x.dtype)
+
+
+def conv3x3(
+    channels: int, dtype: Any, name: str, *, stride: int = 1, padding: Padding = "end", zero: bool = False
+) -> nn.Conv:
+    """A 3x3 convolution, `zero`-initialised or not; strided, it pads at the "end" (DDPM) or on "both" sides (ADM)."""
+    pads: Any = ((0, 1), (0, 1)) if stride == 2 and padding == "end" else 1
     init = ZEROS if zero else INIT
-    return nn.Conv(channels, (3, 3), stride, padding, dtype=dtype, kernel_init=init, name=name)
+    return nn.Conv(channels, (3, 3), stride, pads, dtype=dtype, kernel_init=init, name=name)
 
 
 def upsample_nearest(x: Image) -> Float[Array, "batch 2*h 2*w c"]:
@@ -110,9 +124,9 @@ class Dropout(nn.Module):
         if keys is None or self.rate == 0.0:
             return x
         layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
-        keep = jax.vmap(
-            lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:])
-        )(keys)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]))(
+            keys
+        )
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros_like(x))
 
 
@@ -174,17 +188,17 @@ class Embedding(nn.Module):
     Attributes:
       channels: the sinusoids; the embedding has 4 times as many features.
       num_classes: 0 for none; otherwise the table has one row more, the last, for "no class".
+      frequency_shift: of `timestep_embedding`.
     """
 
     channels: int
     num_classes: int
+    frequency_shift: int = 1
 
     @nn.compact
-    def __call__(
-        self, t: Float[Array, " batch"], cond: Int[Array, " batch"] | None
-    ) -> Float[Array, "batch features"]:
+    def __call__(self, t: Float[Array, " batch"], cond: Int[Array, " batch"] | None) -> Float[Array, "batch features"]:
         """Embed times in [0, 1] and, if there are classes, labels in 0..num_classes."""
-        emb = timestep_embedding(t, self.channels)
+        emb = timestep_embedding(t, self.channels, self.frequency_shift)
         emb = nn.Dense(4 * self.channels, kernel_init=INIT, name="dense1")(emb)
         emb = nn.Dense(4 * self.channels, kernel_init=INIT, name="dense2")(nn.silu(emb))
         if self.num_classes:
@@ -202,6 +216,7 @@ class ResBlock(nn.Module):
       dropout: rate.
       dtype: compute dtype.
       resample: None, or ADM's "down" (average) and "up" (nearest) inside the block, on both branches.
+      norms: groups and epsilon of the norms.
     """
 
     channels: int
@@ -209,11 +224,12 @@ class ResBlock(nn.Module):
     dropout: float
     dtype: Any
     resample: Literal["down", "up"] | None = None
+    norms: Norm = Norm()
 
     @nn.compact
     def __call__(self, x: Image, emb: Float[Array, "batch features"], dropout_keys: Keys = None) -> Array:
         """Apply the block to x under the embedding; dropout only with keys."""
-        h = nn.silu(group_norm(x, "norm1"))
+        h = nn.silu(group_norm(x, "norm1", self.norms))
         if self.resample == "up":
             h, x = UpsampleConv(self.channels, self.dtype, name="conv1")(h), upsample_nearest(x)
         else:
@@ -226,9 +242,9 @@ class ResBlock(nn.Module):
         e = nn.Dense(width, dtype=self.dtype, kernel_init=INIT, name="time")(nn.silu(emb))[:, None, None, :]
         if scale_shift:
             scale, shift = jnp.split(e, 2, axis=-1)
-            h = group_norm(h, "norm2") * (1 + scale) + shift
+            h = group_norm(h, "norm2", self.norms) * (1 + scale) + shift
         else:
-            h = group_norm(h + e, "norm2")
+            h = group_norm(h + e, "norm2", self.norms)
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), dropout_keys)
         h = conv3x3(self.channels, self.dtype, "conv2", zero=True)(h)
         if x.shape[-1] != self.channels:
@@ -242,10 +258,12 @@ class SelfAttention(nn.Module):
     Attributes:
       head_dim: channels a head, a divisor of x's channels; None for a single head.
       dtype: compute dtype; the softmax is float32.
+      norms: groups and epsilon of the norm.
     """
 
     head_dim: int | None
     dtype: Any
+    norms: Norm = Norm()
 
     @nn.compact
     def __call__(self, x: Image) -> Image:
@@ -253,7 +271,7 @@ class SelfAttention(nn.Module):
         batch, h, w, c = x.shape
         head_dim = self.head_dim or c
         heads = (batch, h * w, c // head_dim, head_dim)
-        y = group_norm(x, "norm")
+        y = group_norm(x, "norm", self.norms)
         query, key, value = (
             nn.Dense(c, dtype=self.dtype, kernel_init=INIT, name=name)(y).reshape(heads)
             for name in ("query", "key", "value")

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.models.layers import (
     Embedding,
     Keys,
+    Norm,
+    Padding,
     ResBlock,
     SelfAttention,
     TimeInjection,
@@ -41,10 +43,15 @@ class UNet(nn.Module):
       blocks: residual blocks a level.
       attention_resolutions: heights of the levels that have attention.
       head_dim: channels an attention head; None for a single head.
+      num_heads: attention heads, at any width, in place of head_dim (Improved DDPM).
       dropout: rate inside residual blocks; active where dropout_keys are given.
       num_classes: 0 for an unconditional network; else labels are 0..num_classes, the last for "no class".
       time_injection: "add" (DDPM) or "scale_shift" (ADM).
       resample: "conv", strided and nearest + convolution (DDPM), or "resblock", inside residual blocks (ADM).
+      downsample_padding: of strided convolutions, "end" (DDPM: one row and column after the image) or "both" (ADM).
+      norm_groups: groups of every GroupNorm; None for as many as `group_count` finds.
+      norm_eps: epsilon of every GroupNorm, 1e-6 (DDPM) or 1e-5 (ADM).
+      frequency_shift: of the time embedding, 1 (DDPM) or 0 (ADM).
       dtype: compute dtype; parameters, norms, softmax, time embedding and output are float32 in any case.
       remat: recompute each block's inside in the backward pass rather than keep it.
 
@@ -62,10 +69,15 @@ class UNet(nn.Module):
     blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
     head_dim: int | None = None
+    num_heads: int | None = None
     dropout: float = 0.0
     num_classes: int = 0
     time_injection: TimeInjection = "add"
     resample: Literal["conv", "resblock"] = "conv"
+    downsample_padding: Padding = "end"
+    norm_groups: int | None = None
+    norm_eps: float = 1e-6
+    frequency_shift: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
@@ -94,7 +106,7 @@ class UNet(nn.Module):
         """
         check(self, x.shape[1:])
         _check_inputs(self.num_classes, x, t, cond)
-        emb = Embedding(self.channels, self.num_classes, name="embedding")(t, cond)
+        emb = Embedding(self.channels, self.num_classes, self.frequency_shift, name="embedding")(t, cond)
         last = len(self.channel_mults) - 1
 
         h = conv3x3(self.channels, self.dtype, "conv_in")(x)
@@ -120,13 +132,13 @@ class UNet(nn.Module):
             if i > 0:
                 h = self._resample("up", i, h, emb, dropout_keys)
 
-        h = nn.silu(group_norm(h, "norm_out")).astype(jnp.float32)
+        h = nn.silu(group_norm(h, "norm_out", self._norm())).astype(jnp.float32)
         return conv3x3(self.out_channels, jnp.float32, "conv_out", zero=True)(h)
 
     def _block(self, name, level, resample, h, emb, dropout_keys):
         block = nn.remat(ResBlock) if self.remat else ResBlock
         channels = self.channels * self.channel_mults[level]
-        return block(channels, self.time_injection, self.dropout, self.dtype, resample, name=name)(
+        return block(channels, self.time_injection, self.dropout, self.dtype, resample, self._norm(), name=name)(
             h, emb, dropout_keys
         )
 
@@ -134,14 +146,18 @@ class UNet(nn.Module):
         if not always and h.shape[1] not in self.attention_resolutions:
             return h
         attention = nn.remat(SelfAttention) if self.remat else SelfAttention
-        return attention(self.head_dim, self.dtype, name=name)(h)
+        head_dim = h.shape[-1] // self.num_heads if self.num_heads else self.head_dim
+        return attention(head_dim, self.dtype, self._norm(), name=name)(h)
+
+    def _norm(self) -> Norm:
+        return Norm(self.norm_groups, self.norm_eps)
 
     def _resample(self, direction, level, h, emb, dropout_keys):
         name = f"{direction}_{level}_{direction}sample"
         if self.resample == "resblock":
             return self._block(name, level, direction, h, emb, dropout_keys)
         if direction == "down":
-            return conv3x3(h.shape[-1], self.dtype, name, stride=2)(h)
+            return conv3x3(h.shape[-1], self.dtype, name, stride=2, padding=self.downsample_padding)(h)
         return UpsampleConv(h.shape[-1], self.dtype, name=name)(h)
 
 
@@ -174,16 +190,24 @@ def check(net: UNet, image_shape: tuple[int, ...]) -> None:
     for field, choices in (
         ("time_injection", ("add", "scale_shift")),
         ("resample", ("conv", "resblock")),
+        ("downsample_padding", ("end", "both")),
+        ("frequency_shift", (0, 1)),
         ("dtype", ("float32", "bfloat16")),
     ):
         if getattr(net, field) not in choices:
-            raise ValueError(f"{field} is {getattr(net, field)!r}; it must be one of {', '.join(choices)}")
+            raise ValueError(f"{field} is {getattr(net, field)!r}; it must be one of {', '.join(map(str, choices))}")
     if not net.channel_mults or min(net.channel_mults) < 1:
         raise ValueError(f"channel_mults is {net.channel_mults}; it must be one or more positive integers")
     if net.channels < 4 or net.channels % 4:
         raise ValueError(f"channels is {net.channels}; it must be a multiple of 4 (groups of 4, sin and cos)")
     if net.blocks < 1 or net.out_channels < 1:
         raise ValueError(f"blocks is {net.blocks}, out_channels {net.out_channels}; both must be at least 1")
+    widths = [net.channels * mult for mult in net.channel_mults]
+    for field, value in (("norm_groups", net.norm_groups), ("num_heads", net.num_heads)):
+        if value is not None and (value < 1 or any(width % value for width in widths)):
+            raise ValueError(f"{field} is {value}; it must divide the channels of every level, {widths}")
+    if net.num_heads is not None and net.head_dim is not None:
+        raise ValueError(f"num_heads is {net.num_heads} and head_dim {net.head_dim}; give one of them")
     if net.num_classes < 0:
         raise ValueError(f"num_classes is {net.num_classes}; it must be 0 (unconditional) or more")
     if not 0.0 <= net.dropout < 1.0:
