@@ -129,7 +129,7 @@ class Prefetch:
         return batch
 
     def _check_workers(self) -> None:
-        dead = [worker for worker in self._workers if worker.exitcode is not None]
+        dead = [worker for worker in self._workers if worker.exitcode not in (None, 0)]
         if dead:
             for worker in self._workers:
                 worker.kill()  # or closing would wait for each to say goodbye
@@ -186,7 +186,7 @@ def _from_workers(
                 workers.extend(worker for worker in multiprocessing.active_children() if worker not in before)
             batch = {name: np.array(array) for name, array in shared.items()}  # out of the shared memory
             del shared
-            source.note_corrupt(batch.pop("corrupt"))
+            source.note_corrupt(batch.pop("corrupt").tolist())
             yield batch
     finally:
         iterator.close()

@@ -1,8 +1,8 @@
 """Images from files that nobody vouches for: three formats, bounded before a pixel is decoded, one error."""
 
+import io
 import struct
 import zlib
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,7 +24,7 @@ class CorruptImageError(UserError):
     """A file or record that does not hold an image which may be decoded; names it and says why."""
 
 
-def open_image(file: BinaryIO, name: str) -> Image.Image:
+def open_image(file: io.BytesIO | io.BufferedReader, name: str) -> Image.Image:
     """Opens an image lazily: the header is read and bounded, no pixel is decoded.
 
     Args:

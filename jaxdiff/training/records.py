@@ -9,7 +9,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,6 +27,7 @@ Shape = tuple[int | None, int | None, int | None]
 """(h, w, c) of all records; None where one has to look."""
 
 
+@runtime_checkable
 class Records(Protocol):
     """Images and labels by index, decoded when asked for; picklable, so that worker processes can hold them."""
 
@@ -197,8 +198,6 @@ class TfdsRecords:
                 f"data.path: {builder.info.full_name} is stored as {builder.info.file_format.value}, which has "
                 "no random access; prepare it again with --file_format=array_record"
             ) from error
-        if not len(self._source):
-            raise UserError(f"data.split: {split} of {builder.info.full_name} is empty")
         h, w, c = features["image"].shape
         self.shape: Shape = (h, w, c if c in (1, 3) else None)
         self._title = f"{builder.info.full_name} {split}"

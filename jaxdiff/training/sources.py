@@ -158,7 +158,7 @@ class RecordSource:
 
     def note_corrupt(self, indices: Iterable[int]) -> None:
         """Counts records found corrupt, here or by a worker process. Raises UserError if they are too many."""
-        self.substituted.update(int(index) for index in indices)
+        self.substituted.update(indices)
         if len(self.substituted) > SUBSTITUTE_LIMIT * len(self):
             raise UserError(_too_many(len(self.substituted), len(self)))
 
