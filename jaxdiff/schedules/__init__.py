@@ -1,0 +1,32 @@
+"""Noise schedules: how much signal and how much noise is left at time t; the notation is derived in `base`."""
+
+from jaxdiff.schedules.base import Marginal, Schedule, from_betas
+from jaxdiff.schedules.continuous import (
+    continuous_sub_vp,
+    continuous_vp,
+    edm,
+    flow,
+    interpolate,
+    interpolated_cosine,
+    shifted_cosine,
+    ve,
+)
+from jaxdiff.schedules.discrete import cosine, linear, scaled_linear, sigmoid
+
+__all__ = [
+    "Marginal",
+    "Schedule",
+    "continuous_sub_vp",
+    "continuous_vp",
+    "cosine",
+    "edm",
+    "flow",
+    "from_betas",
+    "interpolate",
+    "interpolated_cosine",
+    "linear",
+    "scaled_linear",
+    "shifted_cosine",
+    "sigmoid",
+    "ve",
+]
