@@ -55,9 +55,9 @@ def as_denoiser(
     [[2.0, 2.0]]
     """
     check_prediction(prediction)
-    with jax.ensure_compile_time_eval():
-        terminal_alpha = schedule(1.0).alpha
-    if prediction in ("noise", "score") and terminal_alpha == 0:
+    with jax.ensure_compile_time_eval():  # as_denoiser may be called under jit
+        no_signal = bool(schedule(1.0).alpha == 0)
+    if prediction in ("noise", "score") and no_signal:
         raise ValueError(f"the schedule leaves no signal at t = 1, where {prediction!r} divides by 0; use 'v' or 'x_0'")
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
