@@ -54,6 +54,12 @@ def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
+def check_eta(eta: float | jax.Array) -> None:
+    """Raises ValueError unless eta lies in [0, 1]; a traced value is taken as it is."""
+    if not isinstance(eta, Tracer) and not 0 <= float(eta) <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+
+
 def sample(
     keys: jax.Array,
     denoise: Denoiser,
@@ -133,5 +139,5 @@ def _check_times(times: ArrayLike, padded: bool) -> None:
     steps = np.trim_zeros(np.diff(times), "b") if padded else np.diff(times)
     if not (np.all(steps < 0) or np.all(steps > 0)):
         raise ValueError(
-            "times must be strictly descending (or ascending, for inversion), padding at the end aside (none with trajectory)"
+            "times must be strictly descending (ascending: inversion), padding at the end aside (none with trajectory)"
         )

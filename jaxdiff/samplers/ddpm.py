@@ -1,12 +1,14 @@
 """DDPM ancestral sampling: weak order 1, one network evaluation a step."""
 
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from jaxdiff.denoisers import Denoiser
 from jaxdiff.process import posterior, transition
 from jaxdiff.samplers.base import Sampler, normal_like
 from jaxdiff.schedules import Schedule
+
+VARIANCES = ("small", "large", "learned")
 
 
 def ddpm(variance: str = "small") -> Sampler:
@@ -17,26 +19,37 @@ def ddpm(variance: str = "small") -> Sampler:
 
     Args:
       variance: "small", that of the posterior (beta-tilde), right for data that is one point; or "large", that of
-        the forward step (beta), right for data that is N(0, 1).
+        the forward step (beta), right for data that is N(0, 1); or "learned", beta^v beta-tilde^(1 - v) with the
+        denoiser's `Prediction.fraction` as v.
 
     Raises:
-      ValueError: another variance.
+      ValueError: another variance; or "learned", and the denoiser says no fraction.
 
-    Source: Ho et al. 2020 (DDPM), algorithm 2, eq. 7, and section 3.2 for the two variances.
+    Source: Ho et al. 2020 (DDPM), algorithm 2, eq. 7, and section 3.2 for the fixed variances; Nichol & Dhariwal 2021
+    (improved DDPM), eq. 15, for the learned one.
 
     >>> ddpm().nfe
     1
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"unknown variance {variance!r}; choose small or large")
+    if variance not in VARIANCES:
+        raise ValueError(f"unknown variance {variance!r}; choose one of {', '.join(VARIANCES)}")
 
     def step(
-        keys: jax.Array, denoise: Denoiser, x: jax.Array, state: tuple, t: jax.Array, s: jax.Array, *, schedule: Schedule
-    ) -> tuple[jax.Array, tuple]:
+        keys: Array, denoise: Denoiser, x: Array, state: tuple, t: Array, s: Array, *, schedule: Schedule
+    ) -> tuple[Array, tuple]:
         m_t, m_s = schedule(t), schedule(s)
-        mean, spread = posterior(denoise(x, t).x_0, x, m_s, m_t)
-        if variance == "large":
-            spread = jnp.where(m_s.sigma > 0, jnp.square(transition(m_s, m_t).sigma), 0.0)
-        return mean + jnp.sqrt(spread) * normal_like(keys, x), state
+        p = denoise(x, t)
+        mean, small = posterior(p.x_0, x, m_s, m_t)
+        large = jnp.square(transition(m_s, m_t).sigma)
+        if variance == "small":
+            spread = jnp.sqrt(small)
+        elif variance == "large":
+            spread = jnp.sqrt(large)
+        elif p.fraction is None:
+            raise ValueError("variance 'learned' needs a denoiser whose Prediction holds a fraction")
+        else:
+            log_small = jnp.log(jnp.where(small > 0, small, large))  # 0 at s = 0, where no noise is added anyway
+            spread = jnp.exp(0.5 * (p.fraction * jnp.log(large) + (1.0 - p.fraction) * log_small))
+        return mean + jnp.where(m_s.sigma > 0, spread, 0.0) * normal_like(keys, x), state
 
     return Sampler(lambda x_T: (), step)
