@@ -1,0 +1,294 @@
+"""Checkpoints of a run: written in the background, whole or not at all; read back bit for bit, or refused.
+
+A workdir holds checkpoints/STEP/: `state`, the arrays (Orbax), and `meta`, the manifest (JSON, see `integrity`).
+Nothing is pickled and nothing that is read is executed. Every array read is checked against its checksum. A step
+that fails is set aside as checkpoints/corrupt-STEP and the one before it is used; when none is left, the run stops.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from jaxdiff.errors import UserError
+from jaxdiff.training import integrity
+from jaxdiff.training.reading import (
+    ATTEMPTS,
+    PATIENCE_S,
+    CheckpointError,
+    Corrupt,
+    candidates,
+    directory_of,
+    read,
+    steps_in,
+)
+from jaxdiff.training.state import TrainState
+from jaxdiff.training.storage_faults import kind, reason, remedy
+
+__all__ = ["CheckpointError", "Checkpoints", "restore"]
+
+
+def report(line: str) -> None:
+    """Print a line on stderr, from process 0 alone."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Checkpoints:
+    """The checkpoints of the run that owns the workdir.
+
+    Every process makes one and calls its methods at the same steps; process 0 alone renames and deletes.
+
+    Args:
+      workdir: a local folder or an object store's address; made where it is missing.
+      keep: how many of the newest to keep, >= 1.
+      warn: gets one line where something failed and was dealt with.
+
+    Raises:
+      UserError: keep < 1.
+      CheckpointError: the folder cannot be written.
+    """
+
+    def __init__(self, workdir: os.PathLike | str, keep: int = 3, warn: Callable[[str], None] = report):
+        if keep < 1:
+            raise UserError(f"train.keep={keep} is out of range; it must be >= 1")
+        self._keep, self._warn = keep, warn
+        self._directory = directory_of(workdir)
+        self._saving: int | None = None
+        self._failures = 0
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._remove_temporaries()
+        except OSError as error:
+            raise CheckpointError(f"cannot write to {self._directory}: {reason(error)}; {remedy(error)}") from error
+        # Floats hardly compress: raw files are 7 % larger and cost a tenth of the time.
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.PyTreeCheckpointHandler(use_compression=False), meta=ocp.JsonCheckpointHandler()
+            )
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+        else:  # another error is on its way: do not hide it
+            self._orbax.close()
+
+    def steps(self) -> list[int]:
+        """The steps with a whole checkpoint, ascending."""
+        return steps_in(self._directory)
+
+    def latest(self) -> int | None:
+        """The newest step, or None in a workdir without any.
+
+        Raises:
+          CheckpointError: all that is left are checkpoints set aside: a run never starts again from 0 by itself.
+        """
+        steps = self.steps()
+        if not steps and list(self._directory.glob("corrupt-*")):
+            raise CheckpointError(
+                f"every checkpoint in {self._directory} is corrupt (set aside as corrupt-*); put a good copy back, "
+                "or remove the folder to start from step 0"
+            )
+        return steps[-1] if steps else None
+
+    def save(self, state: TrainState, meta: dict[str, Any] | None = None, wait: bool = False) -> None:
+        """Save in the background; the state may be donated as soon as this returns. A step already saved is left.
+
+        A store that fails now and then is tried again: at once where `wait` is set, else by the next save.
+
+        Args:
+          state: its arrays; `state.step` names the checkpoint.
+          meta: JSON values to keep beside it (config, data fingerprint, ...).
+          wait: return when it is on disk.
+
+        Raises:
+          CheckpointError: the state holds a value that is not finite; or this save (with `wait`) or the one before
+            failed for good: the disk is full or read-only, or failed ATTEMPTS times in a row.
+        """
+        self._settle()
+        step = int(state.step)
+        if step in self.steps():
+            return
+        flat = integrity.flatten(state)
+        sums, wrong = integrity.measure(flat)
+        if wrong:
+            others = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+            raise CheckpointError(
+                f"step {step} was not saved: {wrong[0]}{others} not finite; lower optimizer.learning_rate and go on "
+                f"from the newest checkpoint: the workdir has {_listed(self.steps())}"
+            )
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(flat),
+            meta=ocp.args.JsonSave(integrity.describe(step, flat, sums, meta or {})),
+        )
+
+        def start() -> None:
+            self._saving = step
+            self._orbax.save(self._directory / str(step), args=items, force=True)
+
+        while not (self._attempt(start) and (not wait or self._settle())) and wait:
+            time.sleep(PATIENCE_S * 2 ** (self._failures - 1))
+
+    def wait(self) -> None:
+        """Return when the save in flight is on disk.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        step = self._saving
+        if not self._settle():
+            raise CheckpointError(f"the checkpoint of step {step} was not saved; run the same command again")
+
+    def close(self) -> None:
+        """Wait for the save in flight and release what Orbax holds; the same errors as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def restore(self, abstract_state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """The newest good checkpoint, or that of one step, placed as the run wants it.
+
+        Args:
+          abstract_state: arrays or ShapeDtypeStructs, whose structure, shapes, dtypes and shardings are wanted
+            (`parallel.abstract_state`).
+          step: which; the newest that is not corrupt unless given.
+
+        Returns:
+          The state, bit for bit as saved and in the structure of `abstract_state`, and the meta saved with it.
+
+        Raises:
+          UserError: there is no such checkpoint, or it does not fit the run; every differing leaf is named.
+          CheckpointError: the step asked for is corrupt, or all are; or the store cannot be read.
+        """
+        self.latest()
+        steps = candidates(self._directory, step)
+        for candidate, older in zip(steps, [*steps[1:], None], strict=True):
+            try:
+                flat, meta = read(self._directory, candidate, integrity.flatten(abstract_state))
+            except Corrupt as error:
+                if step is not None:
+                    raise CheckpointError(_asked_for(candidate, error)) from error
+                name = self._set_aside(candidate)
+                then = "" if older is None else f", going back to checkpoint {older}"
+                self._warn(f"checkpoint {candidate} is corrupt ({error}); set aside as {name}{then}")
+                continue
+            return jax.tree.unflatten(jax.tree.structure(abstract_state), flat.values()), meta
+        self.latest()
+        raise CheckpointError(f"every checkpoint in {self._directory} is corrupt")
+
+    def _settle(self) -> bool:
+        """Wait for the save in flight; False where it failed but may be tried again."""
+        done = self._attempt(self._orbax.wait_until_finished)
+        if done and self._saving is not None:
+            self._saving, self._failures = None, 0
+            self._prune()
+        return done
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        """Do what writes; False where the store failed but may be tried again."""
+        try:
+            action()
+        except (OSError, ValueError, RuntimeError) as error:  # TensorStore raises ValueError, JAX RuntimeError
+            step, self._saving = self._saving, None
+            self._failures += 1
+            self._remove_temporaries()
+            if kind(error) == "hopeless" or self._failures >= ATTEMPTS:
+                raise CheckpointError(
+                    f"the checkpoint of step {step} was not saved: {reason(error)}; {remedy(error)} and run the "
+                    f"same command again; the workdir has {_listed(self.steps())}"
+                ) from error
+            self._warn(
+                f"the checkpoint of step {step} was not saved ({reason(error)}); "
+                f"failure {self._failures} of at most {ATTEMPTS - 1} in a row"
+            )
+            return False
+        return True
+
+    def _prune(self) -> None:
+        """Delete all but the newest, once a newer one is whole."""
+        if jax.process_index() == 0:
+            for step in self.steps()[: -self._keep]:
+                (self._directory / str(step)).rmtree(missing_ok=True)
+
+    def _remove_temporaries(self) -> None:
+        """What an interrupted save left: it holds space, and is no checkpoint."""
+        if jax.process_index() == 0:
+            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                path.rmtree(missing_ok=True)
+
+    def _set_aside(self, step: int) -> str:
+        """Rename a corrupt step, so that it is neither read nor in the way again."""
+        name = f"corrupt-{step}"
+        while (self._directory / name).exists():
+            name += "-again"
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{name} is free")
+        if jax.process_index() == 0:
+            try:
+                (self._directory / str(step)).rename(self._directory / name)
+            except OSError as error:
+                raise CheckpointError(
+                    f"checkpoint {step} in {self._directory} is corrupt and cannot be set aside: {reason(error)}; "
+                    f"{remedy(error)} and run the same command again"
+                ) from error
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{name} is set aside")
+        return name
+
+
+def restore(workdir: os.PathLike | str, step: int | None = None, sharding: Sharding | None = None) -> TrainState:
+    """A run's state from its workdir alone, on any machine: the shapes come from the checkpoint's own manifest.
+
+    It only reads: a corrupt checkpoint is passed over with a warning, not set aside. Parameters come back as nested
+    dicts, as a Flax network has them; so does `opt_state`, keyed by field name or position (`Checkpoints.restore`,
+    given the run's abstract state, returns optax's own structure).
+
+    Args:
+      workdir: of the run.
+      step: which; the newest that is not corrupt unless given.
+      sharding: where every leaf goes; this process's first device unless given.
+
+    Returns:
+      The state, bit for bit as saved.
+
+    Raises:
+      UserError: there is no such checkpoint.
+      CheckpointError: the step asked for is corrupt, or all are; or the store cannot be read.
+    """
+    return restore_with_meta(workdir, step, sharding)[0]
+
+
+def restore_with_meta(
+    workdir: os.PathLike | str, step: int | None = None, sharding: Sharding | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """`restore`, and the meta that was saved beside the state."""
+    directory = directory_of(workdir)
+    for candidate in candidates(directory, step):
+        try:
+            flat, meta = read(directory, candidate, None, sharding)
+        except Corrupt as error:
+            if step is not None:
+                raise CheckpointError(_asked_for(candidate, error)) from error
+            report(f"checkpoint {candidate} is corrupt ({error}); trying the one before")
+            continue
+        return integrity.nest(flat), meta
+    raise CheckpointError(f"every checkpoint in {directory} is corrupt; put a good copy back")
+
+
+def _asked_for(step: int, error: Corrupt) -> str:
+    return f"checkpoint {step} is corrupt ({error}); ask for another step"
+
+
+def _listed(steps: list[int]) -> str:
+    return "checkpoints " + ", ".join(map(str, steps)) if steps else "no checkpoint"

@@ -1,0 +1,142 @@
+"""Reading one checkpoint: all of it, verified, or an error that says what is wrong with it."""
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding, SingleDeviceSharding
+from orbax.checkpoint import checkpoint_utils
+
+from jaxdiff.errors import UserError
+from jaxdiff.training import integrity
+from jaxdiff.training.storage_faults import chain, kind, reason, remedy
+
+ATTEMPTS = 3  # of a save or a read on a store that fails now and then
+PATIENCE_S = 1.0  # before the second attempt; twice that before the third
+MANIFEST_BYTES = 2**26
+
+
+class CheckpointError(RuntimeError):
+    """The run cannot go on from, or cannot write, its checkpoints: one line, what happened and what to do."""
+
+
+class Corrupt(Exception):
+    """One checkpoint is not what was saved; the message names the leaf."""
+
+
+def directory_of(workdir: os.PathLike | str) -> epath.Path:
+    """Where a workdir keeps its checkpoints; Orbax wants it absolute."""
+    path = os.fspath(workdir)
+    return epath.Path(path if "://" in path else os.path.abspath(path)) / "checkpoints"
+
+
+def steps_in(directory: epath.Path) -> list[int]:
+    """The whole ones. A local folder has its name only once it is whole; in an object store a file says so."""
+    if not directory.exists():
+        return []
+    paths = [path for path in directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name)]
+    local = "://" not in os.fspath(directory)
+    return sorted(int(path.name) for path in paths if local or ocp.utils.is_checkpoint_finalized(path))
+
+
+def candidates(directory: epath.Path, step: int | None) -> list[int]:
+    """The steps to try, newest first."""
+    steps = steps_in(directory)
+    if not steps:
+        raise UserError(f"no checkpoint in {directory}; train first, or name the workdir of a run")
+    if step is None:
+        return steps[::-1]
+    if step not in steps:
+        raise UserError(f"no checkpoint of step {step} in {directory}; it has {', '.join(map(str, steps))}")
+    return [step]
+
+
+def read(
+    directory: epath.Path, step: int, wanted: dict[str, Any] | None, sharding: Sharding | None = None
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """One checkpoint's leaves, verified, in the order of `wanted` (or of the manifest), and its meta."""
+    placements = [sharding] if wanted is None else [getattr(leaf, "sharding", None) for leaf in wanted.values()]
+    spans = not all(place is None or place.is_fully_addressable for place in placements)
+    result: tuple[integrity.Manifest, dict[str, jax.Array]] | Corrupt
+    try:
+        manifest = _manifest(directory / str(step) / "meta" / "metadata", step)
+        result = manifest, _arrays(directory / str(step) / "state", _placed(manifest, step, wanted, sharding))
+    except Corrupt as error:
+        result = error
+    if spans and multihost_utils.process_allgather(np.int32(isinstance(result, Corrupt))).any():
+        result = result if isinstance(result, Corrupt) else Corrupt("state: another process cannot read it")
+    if isinstance(result, Corrupt):
+        raise result
+    manifest, flat = result
+    sums, _ = integrity.measure(flat)
+    wrong = [name for name, leaf in manifest.leaves.items() if sums[name] != leaf.checksum]
+    if wrong:
+        others = f" and {len(wrong) - 1} others" if len(wrong) > 1 else ""
+        raise Corrupt(f"{wrong[0]}{others}: the bits differ from those saved")
+    return flat, manifest.meta
+
+
+def _manifest(path: epath.Path, step: int) -> integrity.Manifest:
+    """The checked manifest of a step."""
+    try:
+        if path.stat().length > MANIFEST_BYTES:
+            raise Corrupt(f"meta: larger than {MANIFEST_BYTES} bytes")
+        manifest = integrity.parse(path.read_text())
+    except (OSError, ValueError) as error:
+        if kind(error) != "corrupt":
+            raise CheckpointError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
+        raise Corrupt(f"meta: {reason(error)}") from error
+    if manifest.step != step:
+        raise Corrupt(f"meta: it is of step {manifest.step}")
+    return manifest
+
+
+def _placed(
+    manifest: integrity.Manifest, step: int, wanted: dict[str, Any] | None, sharding: Sharding | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What to read and where to put it, once the manifest fits what is wanted."""
+    if wanted is not None and (differences := integrity.misfits(manifest.leaves, wanted)):
+        raise UserError(f"checkpoint {step} does not fit this run: " + "; ".join(differences))
+    abstract = {}
+    for name in manifest.leaves if wanted is None else wanted:
+        leaf = manifest.leaves[name]
+        place = sharding if wanted is None else getattr(wanted[name], "sharding", None)
+        place = place or SingleDeviceSharding(jax.local_devices()[0])
+        abstract[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype), sharding=place)
+    return abstract
+
+
+def _arrays(path: epath.Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Read this process's shards. It waits for no other process, so that one that fails leaves none hanging."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"read{index}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=checkpoint_utils.construct_restore_args(abstract))
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                flat = reader.restore(path, args=arguments)
+                return {name: flat[name] for name in abstract}  # Orbax sorts them
+            except Exception as error:  # Orbax raises Exception itself; none is dropped here
+                if kind(error) == "corrupt":
+                    raise Corrupt(f"{_leaf_in(error, abstract)}: {reason(error)}") from error
+                if attempt == ATTEMPTS or kind(error) == "hopeless":
+                    raise CheckpointError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
+            time.sleep(PATIENCE_S * 2 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _leaf_in(error: BaseException, names: Iterable[str]) -> str:
+    """The leaf that the messages name."""
+    text = " ".join(str(link) for link in chain(error))
+    return next((name for name in names if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", text)), "state")

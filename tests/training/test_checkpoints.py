@@ -1,0 +1,355 @@
+"""Checkpoints: bit-exact round trips, and every kind of damage found out."""
+
+import json
+import os
+import pathlib
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdiff.errors import UserError
+from jaxdiff.training import checkpoints, integrity, parallel, reading
+from jaxdiff.training.optimizer import make_optimizer
+from jaxdiff.training.state import TrainState, init_state
+
+OPTIMIZER = make_optimizer(1e-3, warmup_steps=3)
+
+
+def make_state(step: int = 0, width: int = 16) -> TrainState:
+    """A small state with no two leaves alike and a bfloat16 leaf among them."""
+    key = jax.random.key(step)
+    params = {
+        "dense": {"kernel": jax.random.normal(key, (4, width)), "bias": jnp.zeros(width)},
+        "table": jax.random.normal(key, (3, 8)).astype(jnp.bfloat16),
+    }
+    state = init_state(params, OPTIMIZER)
+    leaves, structure = jax.tree.flatten(state)
+    leaves = [leaf + jnp.asarray(i + 1, leaf.dtype) if leaf.ndim else leaf for i, leaf in enumerate(leaves)]
+    state = jax.tree.unflatten(structure, leaves)
+    return TrainState(jnp.int32(step), state.params, state.ema_params, state.opt_state)
+
+
+def assert_same_bits(a, b):
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def save_steps(workdir, *steps: int, **options) -> None:
+    with checkpoints.Checkpoints(workdir, **options) as store:
+        for step in steps:
+            store.save(make_state(step), {"note": step})
+
+
+def data_files(step: pathlib.Path) -> list[pathlib.Path]:
+    return list((step / "state").rglob("d/*"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with steps 5 and 8, to be copied before it is damaged."""
+    workdir = tmp_path_factory.mktemp("saved")
+    save_steps(workdir, 5, 8)
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_restores_structure_bits_and_meta(saved):
+    with checkpoints.Checkpoints(saved) as store:
+        state, meta = store.restore(make_state(0))
+    assert jax.tree.structure(state) == jax.tree.structure(make_state(8))
+    assert_same_bits(state, make_state(8))
+    assert meta == {"note": 8}
+
+
+def test_restores_without_a_config(saved):
+    state = checkpoints.restore(saved)
+    assert isinstance(state, TrainState) and int(state.step) == 8
+    assert_same_bits((state.params, state.ema_params), (make_state(8).params, make_state(8).ema_params))
+    assert jax.tree.structure(state.params) == jax.tree.structure(make_state(8).params)
+    expected = integrity.flatten(make_state(8))
+    assert_same_bits(integrity.flatten(state), {name: expected[name] for name in sorted(expected)})
+    assert int(checkpoints.restore(saved, step=5).step) == 5
+
+
+def test_restores_onto_any_mesh(saved):
+    for fsdp in (1, 4):
+        mesh = parallel.make_mesh(fsdp)
+        abstract = parallel.abstract_state(make_state, mesh)
+        with checkpoints.Checkpoints(saved) as store:
+            state, _ = store.restore(abstract)
+        assert_same_bits(state, make_state(8))
+        for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+            assert leaf.sharding == wanted.sharding
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        assert checkpoints.restore(saved, sharding=everywhere).params["table"].sharding == everywhere
+
+
+def test_a_state_saved_sharded_is_read_whole(tmp_path):
+    shardings = parallel.state_shardings(make_state(3), parallel.make_mesh(4))
+    with checkpoints.Checkpoints(tmp_path) as store:
+        store.save(jax.device_put(make_state(3), shardings))
+    assert_same_bits(checkpoints.restore(tmp_path).params, make_state(3).params)
+
+
+def test_keeps_the_newest(tmp_path):
+    save_steps(tmp_path, 1, 2, 3, 4, keep=2)
+    with checkpoints.Checkpoints(tmp_path, keep=2) as store:
+        assert store.steps() == [3, 4] and store.latest() == 4
+
+
+def test_a_state_may_be_donated_once_save_returns(tmp_path):
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0)
+    params = {"w": jax.random.normal(jax.random.key(0), (1024, 1024))}
+    state = init_state(params, optax.sgd(0.1))
+    expected = np.asarray(jnp.copy(params["w"]))
+    with checkpoints.Checkpoints(tmp_path) as store:
+        store.save(state)
+        state = overwrite(state)
+        for _ in range(20):
+            state = overwrite(state)
+    assert_same_bits(checkpoints.restore(tmp_path).params["w"], expected)
+
+
+def test_a_restored_state_can_be_donated(saved):
+    with checkpoints.Checkpoints(saved) as store:
+        state, _ = store.restore(make_state(0))
+    result = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
+    assert state.params["table"].is_deleted()
+    assert_same_bits(result, jax.tree.map(lambda x: x + 1, make_state(8)))
+
+
+def test_no_checkpoint_is_a_user_error(tmp_path, saved):
+    with pytest.raises(UserError, match=r"no checkpoint in .*; train first"):
+        checkpoints.restore(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    with pytest.raises(UserError, match=r"no checkpoint of step 6 in .*; it has 5, 8"):
+        checkpoints.restore(saved, step=6)
+    with checkpoints.Checkpoints(tmp_path / "new") as store:
+        assert store.latest() is None
+
+
+def damage(path: pathlib.Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "deleted":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "zeroed":
+        path.write_bytes(bytes(len(content)))
+    else:
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+
+
+FILES = ("meta/metadata", "state/manifest.ocdbt", "state/_METADATA", "data")
+
+
+@pytest.mark.parametrize("how", ["bit flipped", "truncated", "zeroed", "deleted"])
+@pytest.mark.parametrize("file", FILES)
+def test_damage_is_found_and_the_step_before_is_used(workdir, capsys, how, file):
+    step = workdir / "checkpoints" / "8"
+    for path in data_files(step) if file == "data" else [step / file]:
+        damage(path, how)
+    with checkpoints.Checkpoints(workdir) as store:
+        state, meta = store.restore(make_state(0))
+        lines = capsys.readouterr().err.splitlines()
+        if int(state.step) == 8:  # a file that is not needed: nothing lost
+            assert file == "state/_METADATA" and not lines
+            assert_same_bits(state, make_state(8))
+            return
+        assert_same_bits(state, make_state(5))
+        assert meta == {"note": 5} and store.steps() == [5]
+        assert (workdir / "checkpoints" / "corrupt-8").is_dir()
+        [line] = lines
+        assert line.startswith("checkpoint 8 is corrupt (")
+        assert line.endswith("set aside as corrupt-8, going back to checkpoint 5")
+        store.save(make_state(8))
+        store.wait()
+        assert_same_bits(store.restore(make_state(0))[0], make_state(8))
+
+
+def test_a_flipped_bit_names_its_leaf(workdir, monkeypatch):
+    """Every leaf in turn reads back with one bit wrong, as a storage layer without checksums gives it."""
+    real = reading._arrays
+    for name in integrity.flatten(make_state(0)):
+
+        def flipped(path, abstract, name=name):
+            flat = real(path, abstract)
+            bits = np.asarray(flat[name]).copy()
+            bits.reshape(-1).view(np.uint8)[0] ^= 1
+            return {**flat, name: jnp.asarray(bits)}
+
+        monkeypatch.setattr(reading, "_arrays", flipped)
+        with pytest.raises(checkpoints.CheckpointError, match=rf"checkpoint 8 is corrupt \({name}: the bits differ"):
+            checkpoints.restore(workdir, step=8)
+
+
+def test_a_reader_passes_over_damage_and_renames_nothing(workdir, capsys):
+    for path in data_files(workdir / "checkpoints" / "8"):
+        damage(path, "truncated")
+    assert int(checkpoints.restore(workdir).step) == 5
+    assert "checkpoint 8 is corrupt (" in capsys.readouterr().err
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["5", "8"]
+
+
+def test_when_all_are_corrupt_it_stops_for_good(workdir):
+    for step in ("5", "8"):
+        damage(workdir / "checkpoints" / step / "meta" / "metadata", "truncated")
+    for _ in range(2):  # the second time, only what was set aside is left
+        with checkpoints.Checkpoints(workdir, warn=lambda line: None) as store:
+            with pytest.raises(checkpoints.CheckpointError, match=r"every checkpoint in .* is corrupt"):
+                store.restore(make_state(0))
+            with pytest.raises(checkpoints.CheckpointError, match=r"every checkpoint in .* is corrupt"):
+                store.latest()
+
+
+def test_a_checkpoint_that_does_not_fit_names_every_leaf_and_stays(workdir):
+    other = make_state(0, width=32)
+    other.params["more"] = jnp.zeros(2)
+    del other.ema_params["table"]
+    other.params["table"] = other.params["table"].astype(jnp.float32)
+    with checkpoints.Checkpoints(workdir) as store, pytest.raises(UserError) as error:
+        store.restore(other)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in (
+        "params/more is missing in the checkpoint",
+        "ema_params/table is not in this run",
+        "params/table is bfloat16[3, 8], this run has float32[3, 8]",
+        "params/dense/kernel is float32[4, 16], this run has float32[4, 32]",
+        "opt_state/1/0/nu/dense/bias is float32[16], this run has float32[32]",
+    ):
+        assert part in message
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["5", "8"]
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    state = make_state(2)
+    state.ema_params["dense"]["kernel"] = state.ema_params["dense"]["kernel"].at[1, 1].set(jnp.nan)
+    with checkpoints.Checkpoints(tmp_path) as store:
+        with pytest.raises(
+            checkpoints.CheckpointError, match="step 2 was not saved: ema_params/dense/kernel not finite"
+        ):
+            store.save(state)
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+
+class Failing(ocp.AsyncCheckpointer):
+    """A store whose next `left` saves come to nothing, which shows when they are waited for."""
+
+    left = 0
+    error: Exception = OSError(5, "Input/output error")
+    _saved = False
+
+    def save(self, directory, *args, **kwargs):
+        super().save(directory, *args, **kwargs)
+        self._saved = True
+        if Failing.left:
+            super().wait_until_finished()
+            directory.rmtree()
+
+    def wait_until_finished(self):
+        super().wait_until_finished()
+        saved, self._saved = self._saved, False
+        if saved and Failing.left:
+            Failing.left -= 1
+            raise Failing.error
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    monkeypatch.setattr(ocp, "AsyncCheckpointer", Failing)
+    monkeypatch.setattr(checkpoints, "PATIENCE_S", 0.0)
+    return Failing
+
+
+def test_a_flaky_store_is_tried_again(failing, tmp_path):
+    lines = []
+    failing.left, failing.error = 2, OSError(5, "Input/output error")
+    with checkpoints.Checkpoints(tmp_path, warn=lines.append) as store:
+        store.save(make_state(1), wait=True)
+        assert store.steps() == [1] and len(lines) == 2
+        failing.left = 1
+        store.save(make_state(2))
+        store.save(make_state(3))
+        assert len(lines) == 3 and "step 2 was not saved (input/output error); failure 1 of at most 2" in lines[2]
+        store.wait()
+        assert store.steps() == [1, 3]
+        failing.left = 3
+        with pytest.raises(
+            checkpoints.CheckpointError, match="step 5 was not saved: input/output error; check the disk"
+        ):
+            store.save(make_state(5), wait=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ValueError("RESOURCE_EXHAUSTED: Error [OS error 28: No space left on device]"),
+            "no space left on device; free",
+        ),
+        (OSError(30, "Read-only file system"), "read-only file system; get access"),
+    ],
+)
+def test_a_full_or_read_only_disk_stops_at_once(failing, tmp_path, error, words):
+    save_steps(tmp_path, 1)
+    failing.left, failing.error = 1, error
+    store = checkpoints.Checkpoints(tmp_path)
+    with pytest.raises(
+        checkpoints.CheckpointError, match=f"step 2 was not saved: {words}.*has checkpoints 1"
+    ) as caught:
+        store.save(make_state(2), wait=True)
+    assert "\n" not in str(caught.value)
+    store.close()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    with pytest.raises(checkpoints.CheckpointError, match=r"cannot write to .*checkpoints"):
+        checkpoints.Checkpoints(tmp_path)
+
+
+def test_what_an_interrupted_save_left_is_removed_and_never_read(workdir):
+    folder = workdir / "checkpoints"
+    shutil.copytree(folder / "8", folder / "9.orbax-checkpoint-tmp")
+    assert int(checkpoints.restore(workdir).step) == 8
+    checkpoints.Checkpoints(workdir).close()
+    assert sorted(os.listdir(folder)) == ["5", "8"]
+
+
+def test_nothing_is_unpickled(saved, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("pickle")
+
+    for name in ("load", "loads", "Unpickler", "dump", "dumps", "Pickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    assert int(checkpoints.restore(saved).step) == 8
+
+
+def test_a_step_is_saved_once(workdir):
+    before = (workdir / "checkpoints" / "8" / "meta" / "metadata").stat().st_mtime_ns
+    with checkpoints.Checkpoints(workdir) as store:
+        store.save(make_state(8), {"note": "again"})
+    assert (workdir / "checkpoints" / "8" / "meta" / "metadata").stat().st_mtime_ns == before
+
+
+def test_the_manifest_is_plain_json_beside_the_state(saved):
+    document = json.loads((saved / "checkpoints" / "8" / "meta" / "metadata").read_text())
+    assert document["body"]["leaves"]["params/dense/kernel"][:2] == [[4, 16], "float32"]
+    assert document["body"]["step"] == 8
