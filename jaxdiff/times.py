@@ -1,11 +1,12 @@
 """Time grids: the descending times at which a sampler calls the network.
 
 A grid of N steps has N + 1 times, from near 1 (noise) down to exactly 0 (data); step i goes from times[i] to
-times[i + 1]. All are made on the host in float64. On a discrete schedule the times are entries k/T, all distinct.
+times[i + 1]. All are made on the host. On a discrete schedule the times are entries k/T, all distinct.
 """
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from jaxdiff.schedules import Schedule
@@ -49,7 +50,8 @@ def time_grid(
       ValueError: unknown spacing, or a number of steps or a list that cannot work, with the legal range.
 
     Source: Lin et al. 2023, table 2 (leading, linspace, trailing); Song et al. 2021 (DDIM), appendix D.2
-    (quadratic); Lu et al. 2022 (DPM-Solver), section 3.4 (log_snr); Karras et al. 2022, eq. 5; Sabour et al. 2024 (AYS).
+    (quadratic); Lu et al. 2022 (DPM-Solver), section 3.4 (log_snr); Karras et al. 2022, eq. 5; Sabour et al. 2024
+    (AYS).
 
     >>> from jaxdiff import schedules
     >>> time_grid(schedules.cosine(), 4).tolist()
@@ -57,7 +59,8 @@ def time_grid(
     """
     top = schedule.num_steps
     if num_steps < 1 or (top is not None and num_steps > top):
-        raise ValueError(f"num_steps must lie in 1..{top or 'any'}, got {num_steps}")
+        legal = f"lie in 1..{top} (the schedule's T)" if top else "be at least 1"
+        raise ValueError(f"num_steps must {legal}, got {num_steps}")
     if max_steps is not None and max_steps < num_steps:
         raise ValueError(f"max_steps must be at least num_steps={num_steps}, got {max_steps}")
     t_min = t_min if t_min is not None else (1.0 / top if top else 1e-3)
@@ -77,13 +80,10 @@ def time_grid(
         times = falling**2
     elif spacing == "log_snr":
         start, end = _log_snr_range(schedule, t_min)
-        times = np.asarray(schedule.time_of_log_snr(np.linspace(start, end, num_steps)), np.float64)
-        times[0] = 1.0
+        times = _invert(schedule, np.linspace(start, end, num_steps))
     elif spacing == "karras":
         start, end = np.exp(-0.5 / rho * np.array(_log_snr_range(schedule, t_min)))
-        log_snr = -2.0 * rho * np.log(np.linspace(start, end, num_steps))
-        times = np.asarray(schedule.time_of_log_snr(log_snr), np.float64)
-        times[0] = 1.0
+        times = _invert(schedule, -2.0 * rho * np.log(np.linspace(start, end, num_steps)))
     else:
         raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}, or give a list of times")
 
@@ -103,10 +103,20 @@ def _leading(num_steps: int, top: int | None) -> np.ndarray:
 
 def _log_snr_range(schedule: Schedule, t_min: float) -> tuple[float, float]:
     """log-SNR at t = 1 (or just below it, where nothing is left of x_0) and at t_min."""
-    start = float(schedule(1.0).log_snr)
-    if not np.isfinite(start):
-        start = float(schedule(1.0 - 1.0 / schedule.num_steps if schedule.num_steps else 0.999).log_snr)
-    return start, float(schedule(t_min).log_snr)
+    below = 1.0 - 1.0 / schedule.num_steps if schedule.num_steps else 0.999
+    with jax.ensure_compile_time_eval(), np.errstate(divide="ignore"):  # values, also while a caller is traced
+        alpha, sigma = (np.asarray(a, np.float64) for a in jax.jit(schedule)(np.array([1.0, below, t_min])))
+        last, before, first = 2.0 * (np.log(alpha) - np.log(sigma))
+    return (last if np.isfinite(last) else before), first
+
+
+def _invert(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:
+    """The times of a descent through log_snr, the first one set to exactly 1."""
+    padded = np.resize(log_snr, 1 << (len(log_snr) - 1).bit_length())  # few shapes, so few compilations
+    with jax.ensure_compile_time_eval():
+        times = np.array(jax.jit(schedule.time_of_log_snr)(padded), np.float64)[: len(log_snr)]
+    times[0] = 1.0
+    return times
 
 
 def _resample(times: Sequence[float], num_steps: int) -> np.ndarray:

@@ -67,9 +67,11 @@ class Schedule:
         Raises:
           ValueError: a t outside [0, 1]. Where t is traced its value is not known: the marginal is NaN there.
         """
-        if not isinstance(t, Tracer) and not np.all(_inside(np.asarray(t))):
-            raise ValueError(f"t must lie in [0, 1] (0 is clean data, 1 is noise), got {t}")
-        t = jnp.asarray(t, jnp.result_type(float))
+        if not isinstance(t, Tracer):
+            if not np.all(_inside(np.asarray(t))):
+                raise ValueError(f"t must lie in [0, 1] (0 is clean data, 1 is noise), got {t}")
+            return self.marginal(jnp.asarray(np.clip(t, 0.0, 1.0), jnp.result_type(float)))
+        t = t.astype(jnp.result_type(float))
         m = self.marginal(jnp.where(t > 1, 1.0, jnp.where(t < 0, 0.0, t)))
         return Marginal(*(jnp.where(_inside(t), a, jnp.nan) for a in m))
 
@@ -130,11 +132,11 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
 
     def marginal(t: jax.Array) -> Marginal:
         index = jnp.round(t * num_steps).astype(jnp.int32)
-        return Marginal(constant(alpha)[index], constant(sigma)[index])
+        return Marginal(*(jnp.take(constant(table), index, mode="clip") for table in (alpha, sigma)))
 
     def time_of_log_snr(value: ArrayLike) -> jax.Array:
         value = jnp.asarray(value, jnp.result_type(float))
-        return constant(times)[jnp.searchsorted(constant(midpoints), -value, side="right")]
+        return jnp.take(constant(times), jnp.searchsorted(constant(midpoints), -value, side="right"), mode="clip")
 
     return Schedule(marginal, time_of_log_snr, num_steps, betas)
 
