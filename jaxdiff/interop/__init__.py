@@ -1,0 +1,13 @@
+"""Weights of other projects, in and out: diffusers folders, OpenAI checkpoints, safetensors, Flax msgpack.
+
+No torch, diffusers or transformers is needed, nothing that is read is executed, and what does not fit is refused
+with every tensor and option that does not, before anything is written.
+"""
+
+from jaxdiff.interop.diffusers import Imported as Imported
+from jaxdiff.interop.diffusers import export_pipeline as export_pipeline
+from jaxdiff.interop.diffusers import export_unet as export_unet
+from jaxdiff.interop.diffusers import read_unet as read_unet
+from jaxdiff.interop.openai import read_openai as read_openai
+from jaxdiff.interop.schedulers import Scheduler as Scheduler
+from jaxdiff.interop.schedulers import read_scheduler as read_scheduler

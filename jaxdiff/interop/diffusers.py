@@ -1,0 +1,351 @@
+"""diffusers' UNet2DModel: its config as the fields of our U-Net, its weights as our parameters, and back.
+
+Their network sees the integer step n = k - 1 where ours sees 1000 t = k. The difference is folded into the first
+dense layer of the time embedding (`names.shift_time`), so that what is imported is an ordinary network of ours.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff.errors import UserError
+from jaxdiff.interop import names, safetensors, torch_files
+from jaxdiff.interop.schedulers import VERSION, read_json, scheduler_config
+from jaxdiff.models import UNet, check
+from jaxdiff.models.layers import group_count
+from jaxdiff.schedules import Schedule
+
+WEIGHTS = "diffusion_pytorch_model"
+TIME_KERNEL = ("embedding", "dense1", "kernel")
+
+_DEFAULTS: dict[str, Any] = {  # of UNet2DModel 0.42; a file may leave out what it does not change
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+_ONLY: dict[str, tuple] = {  # what our U-Net has no other form of
+    "center_input_sample": (False,),
+    "time_embedding_type": ("positional",),
+    "freq_shift": (0, 1),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (0, 1),
+    "act_fn": ("silu", "swish"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "add_attention": (True,),
+    "class_embed_type": (None,),
+}
+_DOWN = {"DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, ""), "ResnetDownsampleBlock2D": (False, "resnet")}
+_UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, ""), "ResnetUpsampleBlock2D": (False, "resnet")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A network of another project as ours.
+
+    Attributes:
+      fields: of `jaxdiff.models.UNet` (and of config.Model, `out_channels` aside).
+      params: its parameters.
+      image_shape: (h, w, c) that it was made for.
+      notes: what the reader of the weights should know, a line each.
+    """
+
+    fields: dict[str, Any]
+    params: Any
+    image_shape: tuple[int, int, int]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def network(self) -> UNet:
+        """The module that the parameters are of."""
+        return UNet(**self.fields)
+
+
+def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: Any = None) -> Imported:
+    """A UNet2DModel folder, or a pipeline's folder with one in it or in its `unet`.
+
+    Args:
+      folder: holds config.json and the weights: safetensors (one file or several) or a .bin.
+      null_class: whether the last of their classes means "no class", which guidance needs. Otherwise a row of
+        zeros is added for it.
+      sharding: see `names.load`.
+
+    Raises:
+      UserError: no such model, options that our U-Net does not have, tensors that do not fit; all of them.
+    """
+    folder = Path(folder)
+    folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    config = read_json(folder / "config.json")
+    fields, shape = unet_fields(config, null_class=null_class)
+    network = UNet(**fields)
+    abstract = abstract_params(network, shape)
+    table = names.diffusers_table(abstract, len(fields["channel_mults"]))
+    tensors = modern(_weights(folder))
+    notes: tuple[str, ...] = ()
+    if fields["num_classes"] and not null_class:
+        key = "class_embedding.weight"
+        if key in tensors:
+            tensors[key] = np.pad(np.asarray(tensors[key], np.float32), ((0, 1), (0, 0)))
+        notes = (f"classes 0..{fields['num_classes'] - 1}, none of them 'no class': guidance needs one (--null-class)",)
+    params = names.load(abstract, table, tensors, str(folder), sharding)
+    flip = {**_DEFAULTS, **config}["flip_sin_to_cos"]
+    replace_time_kernel(params, lambda k: names.shift_time(k, 1.0, fields["frequency_shift"], cos_first=flip))
+    return Imported(fields, params, shape, notes)
+
+
+def abstract_params(network: UNet, shape: tuple[int, int, int]) -> Any:
+    """The parameter tree of a network for images of that shape, as ShapeDtypeStructs."""
+    x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    cond = jax.ShapeDtypeStruct((1,), jnp.int32) if network.num_classes else None
+    return jax.eval_shape(network.init, jax.random.key(0), x, t, cond)["params"]
+
+
+def replace_time_kernel(params: Any, change: Any) -> None:
+    """Changes, in place of the tree, the first kernel of the time embedding; it stays where it lies."""
+    dense = params["embedding"]["dense1"]
+    kernel = change(np.asarray(dense["kernel"]))
+    placed = isinstance(dense["kernel"], jax.Array)
+    dense["kernel"] = jax.device_put(kernel, dense["kernel"].sharding) if placed else kernel
+
+
+def modern(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Their tensors under today's names: until 2023 attention had query, key, value and proj_attn."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(r"(attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
+    return {pattern.sub(lambda m: m[1] + old[m[2]], name): value for name, value in tensors.items()}
+
+
+def _weights(folder: Path) -> Mapping[str, np.ndarray]:
+    for name in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"):
+        if (folder / name).is_file():
+            return safetensors.read(folder / name)
+    if (folder / f"{WEIGHTS}.bin").is_file():
+        return torch_files.read(folder / f"{WEIGHTS}.bin")
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+    raise UserError(f"{folder} has no {WEIGHTS}.safetensors (or .safetensors.index.json, or .bin); it has {found}")
+
+
+def unet_fields(config: Mapping[str, Any], *, null_class: bool = False) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    """A UNet2DModel config -> (fields of our UNet, image shape).
+
+    Raises:
+      UserError: options that our U-Net does not have, all of them.
+    """
+    problems = []
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise UserError(f"config.json is of a {config['_class_name']}; jaxdiff imports UNet2DModel")
+    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    if unknown := sorted(known.keys() - _DEFAULTS.keys()):
+        problems.append(f"unknown options {', '.join(unknown)}")
+    c = {**_DEFAULTS, **known}
+    for option, choices in _ONLY.items():
+        if c[option] not in choices:
+            problems.append(f"{option}={c[option]!r} (only {' or '.join(map(repr, choices))})")
+    channels = c["block_out_channels"]
+    if c["time_embedding_dim"] not in (None, 4 * channels[0]):
+        problems.append(f"time_embedding_dim={c['time_embedding_dim']} (only {4 * channels[0]})")
+    if bad := [width for width in channels if width % channels[0]]:
+        problems.append(f"block_out_channels {bad} are no multiples of the first, {channels[0]}")
+    mid_groups = c["norm_num_groups"] if c["resnet_time_scale_shift"] == "default" else None
+    mid_groups = c["attn_norm_num_groups"] or mid_groups
+    if mid_groups != c["norm_num_groups"]:
+        problems.append(
+            f"attn_norm_num_groups={c['attn_norm_num_groups']} gives the middle's attention "
+            f"{f'{mid_groups} groups' if mid_groups else 'no norm'} (only {c['norm_num_groups']}, norm_num_groups)"
+        )
+    attends, resample = _block_types(c, problems)
+    sizes = c["sample_size"] if isinstance(c["sample_size"], list | tuple) else [c["sample_size"]] * 2
+    if not all(type(size) is int and size > 0 for size in sizes) or len(sizes) != 2:
+        problems.append(f"sample_size={c['sample_size']!r} (a size is needed: write it into config.json)")
+    if problems:
+        raise UserError(f"this UNet2DModel has what jaxdiff's U-Net does not: {'; '.join(problems)}")
+    classes = c["num_class_embeds"]
+    fields = {
+        "out_channels": c["out_channels"],
+        "channels": channels[0],
+        "channel_mults": tuple(width // channels[0] for width in channels),
+        "blocks": c["layers_per_block"],
+        "attention_resolutions": tuple(sizes[0] >> i for i, attend in enumerate(attends) if attend),
+        "head_dim": c["attention_head_dim"],
+        "dropout": float(c["dropout"]),
+        "num_classes": 0 if classes is None else classes - null_class,
+        "time_injection": {"default": "add", "scale_shift": "scale_shift"}[c["resnet_time_scale_shift"]],
+        "resample": {"conv": "conv", "resnet": "resblock"}[resample],
+        "downsample_padding": ("end", "both")[c["downsample_padding"]],
+        "norm_groups": c["norm_num_groups"],
+        "norm_eps": float(c["norm_eps"]),
+        "frequency_shift": c["freq_shift"],
+    }
+    shape = (sizes[0], sizes[1], c["in_channels"])
+    try:
+        check(UNet(**fields), shape)
+    except ValueError as error:
+        raise UserError(f"config.json does not fit itself: {error}") from None
+    return fields, shape
+
+
+def _block_types(c: Mapping[str, Any], problems: list[str]) -> tuple[list[bool], str]:
+    """Which levels attend, and how they are joined ("conv" or "resnet"); adds to problems what has no equal."""
+    down, up = c["down_block_types"], c["up_block_types"][::-1]
+    foreign = [kind for kind in down if kind not in _DOWN] + [kind for kind in up if kind not in _UP]
+    if foreign:
+        problems.append(f"blocks {', '.join(dict.fromkeys(foreign))} (only {', '.join([*_DOWN, *_UP])})")
+        return [], "conv"
+    if len(down) != len(up) or len(down) != len(c["block_out_channels"]):
+        problems.append("down_block_types, up_block_types and block_out_channels of different lengths")
+        return [], "conv"
+    attends = [_DOWN[kind][0] for kind in down]
+    if attends != [_UP[kind][0] for kind in up]:
+        problems.append(f"attention on the way down in {down}, but on the way up in {up}, of the same levels")
+    # of the last level nothing is resampled
+    ways = {_DOWN[kind][1] or c["downsample_type"] for kind in down[:-1]}
+    ways |= {_UP[kind][1] or c["upsample_type"] for kind in up[1:]}
+    ways = ways or {"conv"}
+    if len(ways) > 1 or not ways <= {"conv", "resnet"}:
+        problems.append(
+            f"levels joined by {' and '.join(map(repr, sorted(ways, key=str)))} (only all conv or all resnet)"
+        )
+        return attends, "conv"
+    return attends, ways.pop()
+
+
+def export_unet(
+    fields: Mapping[str, Any], params: Any, image_shape: tuple[int, int, int], folder: os.PathLike | str
+) -> None:
+    """Writes config.json and the weights of a UNet2DModel that computes what our network does.
+
+    Args:
+      fields: of `jaxdiff.models.UNet`.
+      params: its parameters.
+      image_shape: (h, w, c).
+      folder: where to; made where it is missing.
+
+    Raises:
+      UserError: the network has what UNet2DModel does not; nothing is written.
+    """
+    network = UNet(**fields)
+    config = unet_config(network, image_shape)
+    table = names.diffusers_table(params, len(network.channel_mults))
+    params = jax.tree.map(np.asarray, params)
+    replace_time_kernel(params, lambda kernel: names.shift_time(kernel, -1.0, network.frequency_shift))
+    tensors = {
+        table[path].name: np.ascontiguousarray(names.to_torch(path, value)) for path, value in names.leaf_paths(params)
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.write(folder / f"{WEIGHTS}.safetensors", tensors, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Our network -> the config of the UNet2DModel that computes the same.
+
+    Raises:
+      UserError: what UNet2DModel has no option for, all of it.
+    """
+    widths = [network.channels * mult for mult in network.channel_mults]
+    sums = [a + b for a in widths for b in widths]
+    groups = {network.norm_groups} if network.norm_groups else {group_count(width) for width in (*widths, *sums)}
+    heads = {width // network.num_heads for width in widths} if network.num_heads else {network.head_dim}
+    problems = []
+    if len(groups) > 1:
+        problems.append(f"norms of {min(groups)} to {max(groups)} groups (train with model.norm_groups={min(groups)})")
+    if len(heads) > 1:
+        problems.append("num_heads with levels of different widths (train with model.head_dim)")
+    if problems:
+        raise UserError(f"diffusers has no UNet2DModel like this: {'; '.join(problems)}")
+    height, width, channels = image_shape
+    attends = [height >> i in network.attention_resolutions for i in range(len(widths))]
+    resnet = network.resample == "resblock"
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
+    return {
+        "_class_name": "UNet2DModel",
+        "_diffusers_version": VERSION,
+        "sample_size": height if height == width else [height, width],
+        "in_channels": channels,
+        "out_channels": network.out_channels,
+        "freq_shift": network.frequency_shift,
+        "flip_sin_to_cos": False,
+        "down_block_types": ["AttnDownBlock2D" if attend else plain[0] for attend in attends],
+        "up_block_types": ["AttnUpBlock2D" if attend else plain[1] for attend in reversed(attends)],
+        "block_out_channels": widths,
+        "layers_per_block": network.blocks,
+        "downsample_padding": int(network.downsample_padding == "both"),
+        "downsample_type": "resnet" if resnet else "conv",
+        "upsample_type": "resnet" if resnet else "conv",
+        "dropout": network.dropout,
+        "attention_head_dim": heads.pop(),
+        "norm_num_groups": groups.copy().pop(),
+        "attn_norm_num_groups": groups.pop(),
+        "norm_eps": network.norm_eps,
+        "resnet_time_scale_shift": "scale_shift" if network.time_injection == "scale_shift" else "default",
+        "num_class_embeds": network.num_classes + 1 if network.num_classes else None,
+    }
+
+
+def export_pipeline(
+    fields: Mapping[str, Any],
+    params: Any,
+    image_shape: tuple[int, int, int],
+    schedule: Schedule,
+    prediction: str,
+    folder: os.PathLike | str,
+) -> None:
+    """Writes a folder that `DDPMPipeline.from_pretrained` loads: model_index.json, unet and scheduler.
+
+    Args:
+      fields: of `jaxdiff.models.UNet`.
+      params: its parameters.
+      image_shape: (h, w, c).
+      schedule: a discrete one of 1000 steps, which is what 1000 t counts.
+      prediction: "noise", "x_0" or "v".
+      folder: where to; made where it is missing.
+
+    Raises:
+      UserError: diffusers has no such model or schedule; nothing is written.
+    """
+    scheduler = scheduler_config(schedule, prediction)
+    folder = Path(folder)
+    export_unet(fields, params, image_shape, folder / "unet")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")

@@ -1,0 +1,162 @@
+"""improved-diffusion's and guided-diffusion's U-Nets: their flags as our fields, their .pt as our parameters.
+
+A .pt holds tensors and no config: the flags it was trained with have to be given, as their READMEs list them.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.errors import UserError
+from jaxdiff.interop import names, safetensors, torch_files
+from jaxdiff.interop.diffusers import Imported, abstract_params, replace_time_kernel
+from jaxdiff.models import UNet, check
+
+_IMPROVED: dict[str, Any] = {  # defaults of improved-diffusion's script_util.py
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "attention_resolutions": "16,8",
+    "dropout": 0.0,
+    "learn_sigma": False,
+    "class_cond": False,
+    "use_scale_shift_norm": True,
+    "diffusion_steps": 1000,
+    "rescale_timesteps": True,
+}
+_GUIDED: dict[str, Any] = {  # and of guided-diffusion's
+    **_IMPROVED,
+    "channel_mult": "",
+    "num_head_channels": -1,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "rescale_timesteps": False,
+}
+FLAGS = {"improved-diffusion": _IMPROVED, "guided-diffusion": _GUIDED}
+# Not of the network: how it is trained, sampled or computed.
+_OTHERS = (
+    *("sigma_small", "noise_schedule", "timestep_respacing", "use_kl", "predict_xstart", "use_checkpoint"),
+    *("rescale_learned_sigmas", "use_fp16"),
+)
+_MULTS = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4", 32: "1,2,2,2"}
+CLASSES = 1000  # both know ImageNet only
+
+
+def read_openai(path: os.PathLike | str, flags: Mapping[str, Any], *, project: str, sharding: Any = None) -> Imported:
+    """A checkpoint (.pt, or its tensors as .safetensors) of improved-diffusion or guided-diffusion.
+
+    Their learned variance (learn_sigma) is left out: of the output the first half, the noise, is kept.
+
+    Args:
+      path: the EMA's file, as published.
+      flags: MODEL_FLAGS and DIFFUSION_FLAGS of their README, by name, as text or as values.
+      project: "improved-diffusion" or "guided-diffusion".
+      sharding: see `names.load`.
+
+    Raises:
+      UserError: unknown flags, or tensors that do not fit them; all of them.
+    """
+    fields, shape, c = openai_fields(flags, project)
+    network = UNet(**fields)
+    abstract = abstract_params(network, shape)
+    heads = _heads(fields)
+    table = names.openai_table(abstract, heads, bool(c.get("use_new_attention_order")))
+    path = Path(path)
+    tensors = dict(safetensors.read(path) if path.suffix == ".safetensors" else torch_files.read(path))
+    notes = []
+    if c["learn_sigma"]:
+        for name in ("out.2.weight", "out.2.bias"):
+            if name in tensors and tensors[name].shape[0] == 2 * shape[-1]:
+                tensors[name] = tensors[name][: shape[-1]]
+        notes.append("learn_sigma: the learned variance is left out; use ddim, or ddpm with a fixed variance")
+    if c["class_cond"] and (table_name := "label_emb.weight") in tensors:
+        tensors[table_name] = np.pad(np.asarray(tensors[table_name], np.float32), ((0, 1), (0, 0)))
+        notes.append(f"classes 0..{CLASSES - 1}, none of them 'no class': guidance without a classifier needs one")
+    params = names.load(abstract, table, tensors, str(path), sharding)
+    # They see k - 1 of T, scaled to 1000 if rescale_timesteps; we see 1000 k/T. Cosines come first.
+    shift = 1000.0 / c["diffusion_steps"]
+    replace_time_kernel(params, lambda kernel: names.shift_time(kernel, shift, 0, cos_first=True))
+    return Imported(fields, params, shape, tuple(notes))
+
+
+def _heads(fields: Mapping[str, Any]) -> Any:
+    return lambda width: fields["num_heads"] or width // (fields["head_dim"] or width)
+
+
+def openai_fields(
+    flags: Mapping[str, Any], project: str
+) -> tuple[dict[str, Any], tuple[int, int, int], dict[str, Any]]:
+    """Their flags -> (fields of our UNet, image shape, all flags with their defaults).
+
+    Raises:
+      UserError: an unknown flag, or one that our U-Net has no form of.
+    """
+    if project not in FLAGS:
+        raise UserError(f"project {project!r} is not imported; choose one of {', '.join(FLAGS)}")
+    defaults = FLAGS[project]
+    if unknown := sorted(flags.keys() - defaults.keys() - set(_OTHERS)):
+        raise UserError(f"{project} has no flags {', '.join(unknown)}; it has {', '.join([*defaults, *_OTHERS])}")
+    c = {name: _value(name, flags[name], value) if name in flags else value for name, value in defaults.items()}
+    size, steps = c["image_size"], c["diffusion_steps"]
+    problems = []
+    if size not in _MULTS and not c.get("channel_mult"):
+        problems.append(f"image_size={size} without channel_mult (only {', '.join(map(str, _MULTS))})")
+    if steps != 1000 and not c["rescale_timesteps"]:
+        problems.append(f"diffusion_steps={steps} without rescale_timesteps (only 1000)")
+    if c["num_heads_upsample"] not in (-1, c["num_heads"]):
+        problems.append(f"num_heads_upsample={c['num_heads_upsample']} (only num_heads, {c['num_heads']})")
+    if problems:
+        raise UserError(f"{project} can do what jaxdiff's U-Net cannot: {'; '.join(problems)}")
+    mults = [float(m) for m in (c.get("channel_mult") or _MULTS[size]).split(",")]
+    if project == "improved-diffusion" and size == 256:
+        mults = [1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
+    channels = c["num_channels"]
+    if any(m % 1 for m in mults):
+        raise UserError(f"{project} can do what jaxdiff's U-Net cannot: channel_mult={mults} (only whole numbers)")
+    head_dim = c.get("num_head_channels", -1)
+    fields = {
+        "out_channels": 3,
+        "channels": channels,
+        "channel_mults": tuple(int(m) for m in mults),
+        "blocks": c["num_res_blocks"],
+        "attention_resolutions": tuple(int(r) for r in c["attention_resolutions"].split(",")),
+        "head_dim": None if head_dim == -1 else head_dim,
+        "num_heads": c["num_heads"] if head_dim == -1 else None,
+        "dropout": c["dropout"],
+        "num_classes": CLASSES if c["class_cond"] else 0,
+        "time_injection": "scale_shift" if c["use_scale_shift_norm"] else "add",
+        "resample": "resblock" if c.get("resblock_updown") else "conv",
+        "downsample_padding": "both",
+        "norm_groups": 32,
+        "norm_eps": 1e-5,
+        "frequency_shift": 0,
+    }
+    try:
+        check(UNet(**fields), (size, size, 3))
+    except ValueError as error:
+        raise UserError(f"these flags do not fit each other: {error}") from None
+    return fields, (size, size, 3), c
+
+
+def _value(name: str, value: Any, default: Any) -> Any:
+    """A flag as its default's type, from text as their command line takes it."""
+    if isinstance(value, str) and not isinstance(default, str):
+        try:
+            value = (
+                {"true": True, "false": False}.get(value.lower(), None)
+                if isinstance(default, bool)
+                else json.loads(value)
+            )
+        except ValueError:
+            value = None
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        raise UserError(f"flag {name} must be like {default!r}")
+    return value

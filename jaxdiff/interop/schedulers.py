@@ -1,0 +1,324 @@
+"""diffusers' scheduler_config.json as our schedule, times and sampler.
+
+Their step n of 0..T-1 is our entry k = n + 1 of 0..T, on t = k/T. Their "final alpha" (set_alpha_to_one false, or
+final_sigmas_type sigma_min) is entry 1: what they return there is x at t = 1/T, not the image at t = 0, and the
+times end there. Where their pairs (t, s) come from arithmetic (s = t - T // N) and not from their list, ours are
+those of the list: the same where T // N divides the list evenly, as "leading" does.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxdiff import schedules
+from jaxdiff.denoisers import Denoiser, Prediction
+from jaxdiff.errors import UserError
+from jaxdiff.process import to_x0_noise
+from jaxdiff.samplers import Sampler, by_name
+from jaxdiff.schedules import Schedule
+
+VERSION = "0.42.1"  # of diffusers, whose defaults and formats these are
+STEPS = 1000  # of the processes that 1000 t, which our network sees, can count
+PREDICTIONS = {"epsilon": "noise", "sample": "x_0", "v_prediction": "v"}
+VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large"}
+_MAX_BYTES = 1 << 24  # of a JSON file
+
+_COMMON: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of diffusers 0.42
+    "DDPMScheduler": _COMMON | _THRESHOLD | _CLIP | {"variance_type": "fixed_small", "rescale_betas_zero_snr": False},
+    "DDIMScheduler": _COMMON | _THRESHOLD | _CLIP | {"set_alpha_to_one": True, "rescale_betas_zero_snr": False},
+    "PNDMScheduler": _COMMON | {"skip_prk_steps": False, "set_alpha_to_one": False},
+    "DPMSolverMultistepScheduler": _COMMON
+    | _THRESHOLD
+    | {
+        "timestep_spacing": "linspace",
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+        "rescale_betas_zero_snr": False,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    },
+}
+_MULTISTEP = {("dpmsolver++", 1): "ddim", ("dpmsolver++", 2): "dpmpp_2m", ("sde-dpmsolver++", 2): "dpmpp_2m_sde"}
+_ONLY = {  # what no sampler of ours does
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "solver_type": "midpoint",
+    "lambda_min_clipped": -math.inf,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "use_dynamic_shifting": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """A scheduler of theirs in our parts.
+
+    Attributes:
+      schedule: the noise schedule.
+      prediction: what their network puts out.
+      method: our sampler's name in `jaxdiff.samplers`, and `options` its arguments.
+      options: as above.
+      config: theirs, with its defaults filled in.
+      notes: where the result differs from theirs, a line each.
+    """
+
+    schedule: Schedule
+    prediction: str
+    method: str
+    options: dict[str, Any]
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def sampler(self) -> Sampler:
+        """Their step as our sampler."""
+        return by_name(self.method, **self.options)
+
+    def times(self, num_steps: int) -> np.ndarray:
+        """The times of their num_steps steps, float32, descending, for `jaxdiff.sample`.
+
+        A last step that goes nowhere (from entry 1 to entry 1) is left out.
+
+        Raises:
+          ValueError: num_steps is not in 1..T, or their steps leave 0..T-1.
+        """
+        top = self.config["num_train_timesteps"]
+        entries = [step + 1 for step in _their_steps(self.config, num_steps)]
+        if entries[0] > top:
+            raise ValueError(
+                f"{num_steps} steps with steps_offset={self.config['steps_offset']} begin beyond T = {top}"
+            )
+        last = self.last_entry
+        return (np.array([*(k for k in entries if k > last), last]) / top).astype(np.float32)
+
+    @property
+    def last_entry(self) -> int:
+        """The entry where they end: 0, the image; or 1, a little noise."""
+        c = self.config
+        to_zero = c.get("set_alpha_to_one", True) and c.get("final_sigmas_type", "zero") == "zero"
+        return 0 if to_zero else 1
+
+    def threshold(self, denoise: Denoiser) -> Denoiser:
+        """Their clipping of x_0: in DDIM and DDPM the noise stays that of before (in DPM-Solver it is not used)."""
+        c = self.config
+        if c.get("thresholding"):
+            ratio, limit = c["dynamic_thresholding_ratio"], c["sample_max_value"]
+
+            def change(x_0: jax.Array) -> jax.Array:
+                axes = tuple(range(1, x_0.ndim))
+                bound = jnp.quantile(jnp.abs(x_0), ratio, axis=axes, keepdims=True)
+                bound = jnp.clip(bound, 1.0, limit)
+                return jnp.clip(x_0, -bound, bound) / bound
+        elif c.get("clip_sample"):
+
+            def change(x_0: jax.Array) -> jax.Array:
+                return jnp.clip(x_0, -c["clip_sample_range"], c["clip_sample_range"])
+        else:
+            return denoise
+        return _changed(denoise, change, self.schedule, rederive=self.method.startswith("dpmpp"))
+
+
+def _changed(denoise: Denoiser, change: Callable, schedule: Schedule, rederive: bool) -> Denoiser:
+    def changed(x_t: jax.Array, t: ArrayLike) -> Prediction:
+        before = denoise(x_t, t)
+        x_0 = change(before.x_0)
+        return before._replace(
+            x_0=x_0, noise=to_x0_noise("x_0", x_0, x_t, schedule(t))[1] if rederive else before.noise
+        )
+
+    return changed
+
+
+def _their_steps(c: Mapping[str, Any], num_steps: int) -> list[int]:
+    """Their integer steps, descending, exactly num_steps of them."""
+    top, offset = c["num_train_timesteps"], c["steps_offset"]
+    multistep = "solver_order" in c
+    if not 1 <= num_steps <= top:
+        raise ValueError(f"num_steps must lie in 1..{top}, got {num_steps}")
+    if c["timestep_spacing"] == "trailing":
+        steps = np.round(np.arange(top, 0, -top / num_steps)) - 1
+    elif c["timestep_spacing"] == "linspace":
+        steps = np.linspace(0, top - 1, num_steps + multistep).round()[::-1]
+    else:
+        steps = np.arange(num_steps + multistep)[::-1] * (top // (num_steps + multistep)) + offset
+    # For some N "trailing" of theirs has one more, at -1: left out, as multistep's last (it is the end of a step).
+    return [int(step) for step in steps[:num_steps]]
+
+
+def read_scheduler(path: os.PathLike | str) -> Scheduler:
+    """A scheduler_config.json, or a folder with one in it or in its `scheduler`.
+
+    Raises:
+      UserError: there is none, or it asks for what jaxdiff does not do; all of it.
+    """
+    path = Path(path)
+    for at in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json", path):
+        if at.is_file():
+            return scheduler_from_config(read_json(at))
+    raise UserError(f"{path} has no scheduler_config.json, nor has its folder scheduler")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: no such file, or another content.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(_MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value
+
+
+def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
+    """The fields of a scheduler_config.json -> our parts.
+
+    Raises:
+      UserError: it asks for what jaxdiff does not do; all of it.
+
+    >>> found = scheduler_from_config({"_class_name": "DDIMScheduler", "steps_offset": 1})
+    >>> found.method, found.prediction, (found.times(4) * 1000).round().tolist()
+    ('ddim', 'noise', [752.0, 502.0, 252.0, 2.0, 0.0])
+    """
+    name = config.get("_class_name")
+    if name not in _DEFAULTS:
+        raise UserError(f"scheduler {name!r} is not imported; choose one of {', '.join(_DEFAULTS)}")
+    given = {key: value for key, value in config.items() if not key.startswith("_")}
+    given["lambda_min_clipped"] = float(given.get("lambda_min_clipped", -math.inf))
+    c = {**_DEFAULTS[name], **given}
+    problems, notes = [], []
+    for field, only in _ONLY.items():
+        if c.get(field, only) != only:
+            problems.append(f"{field}={c[field]!r} (only {only!r})")
+    for field, choices in (
+        ("prediction_type", PREDICTIONS),
+        ("timestep_spacing", ("leading", "trailing", "linspace")),
+        ("final_sigmas_type", ("zero", "sigma_min")),
+    ):
+        if c.get(field, next(iter(choices))) not in choices:
+            problems.append(f"{field}={c[field]!r} (only {', '.join(choices)})")
+    method, options = _method(name, c, problems, notes)
+    schedule = _schedule(c, problems)
+    if problems or schedule is None:
+        raise UserError(f"{name} asks for what jaxdiff does not do: {'; '.join(problems)}")
+    return Scheduler(schedule, PREDICTIONS[c["prediction_type"]], method, options, c, tuple(notes))
+
+
+def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[str]) -> tuple[str, dict[str, Any]]:
+    """Our sampler's name and options."""
+    if name == "DPMSolverMultistepScheduler":
+        kind = (c["algorithm_type"], c["solver_order"])
+        if kind not in _MULTISTEP:
+            problems.append(f"algorithm_type={kind[0]!r} with solver_order={kind[1]} (only {list(_MULTISTEP)})")
+        if c["final_sigmas_type"] != "zero":
+            notes.append("final_sigmas_type sigma_min: below 15 steps their last step has order 1, ours 2")
+        return _MULTISTEP.get(kind, ""), {}
+    if name == "DDPMScheduler":
+        variance = c["variance_type"]
+        if variance not in VARIANCES:
+            if variance not in ("learned", "learned_range"):
+                problems.append(f"variance_type={variance!r} (only {', '.join(VARIANCES)})")
+            notes.append(f"variance_type {variance!r}: the small variance is used, and the learned one is not")
+        return "ddpm", {"variance": VARIANCES.get(variance, "small")}
+    if name == "PNDMScheduler":
+        if c["prediction_type"] == "sample":
+            problems.append("prediction_type='sample' (PNDM has none)")
+        if c["prediction_type"] == "v_prediction":
+            notes.append("prediction_type v_prediction: they combine past v, plms past noise")
+        if not c["skip_prk_steps"]:
+            notes.append("skip_prk_steps false: plms starts with one improved Euler step in place of their Runge-Kutta")
+        return "plms", {}
+    return "ddim", {"eta": 0.0}
+
+
+def _schedule(c: Mapping[str, Any], problems: list[str]) -> Schedule | None:
+    """Their betas, in float64; theirs are float32, and so are wrong by up to 2e-4 of 1 - alpha_bar."""
+    steps, kind = c["num_train_timesteps"], c["beta_schedule"]
+    low, high = c["beta_start"], c["beta_end"]
+    try:
+        if c["trained_betas"] is not None:
+            schedule = schedules.from_betas(np.asarray(c["trained_betas"], np.float64))
+        elif kind == "linear":
+            schedule = schedules.linear(steps, low, high)
+        elif kind == "scaled_linear":
+            schedule = schedules.scaled_linear(steps, low, high)
+        elif kind == "squaredcos_cap_v2":
+            schedule = schedules.cosine(steps)
+        elif kind == "sigmoid":
+            schedule = schedules.from_betas(low + (high - low) / (1.0 + np.exp(-np.linspace(-6, 6, steps))))
+        else:
+            problems.append(f"beta_schedule={kind!r} (only linear, scaled_linear, squaredcos_cap_v2, sigmoid)")
+            return None
+        return schedule.rescale_zero_snr() if c.get("rescale_betas_zero_snr") else schedule
+    except (ValueError, TypeError) as error:
+        problems.append(f"betas: {error}")
+        return None
+
+
+def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
+    """A DDPMScheduler of our schedule: its betas, by their values.
+
+    Raises:
+      UserError: the schedule is continuous or not of 1000 steps, or the prediction is not one of theirs.
+
+    >>> config = scheduler_config(schedules.cosine(), "v")
+    >>> config["prediction_type"], len(config["trained_betas"])
+    ('v_prediction', 1000)
+    """
+    kinds = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    if schedule.betas is None or schedule.num_steps != STEPS:
+        raise UserError(f"diffusers needs a discrete schedule of {STEPS} steps; this one has {schedule.num_steps}")
+    if prediction not in kinds:
+        raise UserError(f"diffusers does not predict {prediction!r}; only {', '.join(kinds)}")
+    return {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": VERSION,
+        "num_train_timesteps": STEPS,
+        "trained_betas": schedule.betas.tolist(),
+        "prediction_type": kinds[prediction],
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+        "timestep_spacing": "trailing",
+    }

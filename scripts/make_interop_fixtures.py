@@ -1,0 +1,284 @@
+"""Makes tests/fixtures/interop with torch and diffusers: what tests/interop compares jaxdiff with.
+
+Its environment is its own (Python 3.11, kept outside the checkout), so that neither jaxdiff nor its tests need torch:
+
+    python3.11 -m venv /tmp/torchenv
+    /tmp/torchenv/bin/pip install torch==2.13.0 "diffusers==0.42.*" safetensors transformers
+    /tmp/torchenv/bin/python scripts/make_interop_fixtures.py
+
+Every network is tiny, covers some options of a published one, and has random weights in half precision, computed in
+float32. Schedulers run on a closed-form stand-in for a network, as published (float32 tables) and with their tables
+computed anew in float64, where trajectories show the algorithm and not the rounding of alphas_cumprod.
+"""
+
+import itertools
+import json
+import math
+import platform
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UNet2DModel
+from diffusers.schedulers import scheduling_ddpm
+
+ROOT = Path(__file__).parent.parent / "tests" / "fixtures" / "interop"
+
+PUBLISHED = {  # what google/ddpm-* say
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "center_input_sample": False,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 4,
+    "time_embedding_type": "positional",
+}
+
+
+def blocks(kinds: str) -> dict:
+    """ "dad" -> the block types of a three-level network with attention at the second."""
+    down = {"d": "DownBlock2D", "a": "AttnDownBlock2D", "r": "ResnetDownsampleBlock2D"}
+    up = {"d": "UpBlock2D", "a": "AttnUpBlock2D", "r": "ResnetUpsampleBlock2D"}
+    return {
+        "down_block_types": [down[kind] for kind in kinds],
+        "up_block_types": [up[kind] for kind in reversed(kinds)],
+    }
+
+
+NETWORKS = {
+    # google/ddpm-cifar10-32: attention at the second of four levels, one head, TensorFlow's padding
+    "ddpm_cifar10": PUBLISHED
+    | {"sample_size": 16, "block_out_channels": [8, 16, 16, 16], "layers_per_block": 1}
+    | blocks("dadd"),
+    # google/ddpm-celebahq-256 and ddpm-ema-church-256: six levels, attention at the fifth
+    "ddpm_church": PUBLISHED
+    | {"sample_size": 32, "block_out_channels": [8, 8, 8, 8, 16, 16], "layers_per_block": 1}
+    | blocks("ddddad"),
+    # diffusers' defaults: cos before sin, symmetric padding, heads of 8, eps 1e-5; two layers a block, dropout
+    "defaults": {"sample_size": 8, "block_out_channels": [8, 16], "norm_num_groups": 4, "dropout": 0.1} | blocks("da"),
+    # ADM as diffusers stores it (openai consistency models): scale and shift, resampling blocks, classes
+    "adm": {
+        "sample_size": 16,
+        "block_out_channels": [8, 16, 24],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attn_norm_num_groups": 4,
+        "attention_head_dim": 8,
+        "resnet_time_scale_shift": "scale_shift",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "num_class_embeds": 7,
+    }
+    | blocks("raa"),
+    # the other two of the four time embeddings; other numbers of channels in than three; two heads
+    "cos_first": {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [8, 8],
+        "layers_per_block": 2,
+        "norm_num_groups": 2,
+        "attention_head_dim": 4,
+        "freq_shift": 1,
+        "num_class_embeds": 3,
+    }
+    | blocks("ad"),
+    "sin_first": {
+        "sample_size": [8, 16],
+        "block_out_channels": [8, 8],
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "flip_sin_to_cos": False,
+        "freq_shift": 0,
+    }
+    | blocks("da"),
+}
+
+TIMESTEPS = [0, 1, 500, 999]
+
+
+def make_network(name: str, config: dict, seed: int) -> None:
+    """One folder: a pipeline's unet and scheduler, and io.npz with inputs and outputs."""
+    torch.manual_seed(seed)
+    net = UNet2DModel(**config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in net.named_parameters():
+            spread = 0.3 if "norm" in key or key.endswith("bias") else 1.0 / math.sqrt(value[0].numel())
+            noise = spread * torch.randn(value.shape, generator=generator)
+            value.copy_((noise + ("norm" in key and key.endswith("weight"))).half().float())
+    size = net.config.sample_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    x = torch.randn((len(TIMESTEPS), net.config.in_channels, height, width), generator=generator)
+    classes = net.config.num_class_embeds
+    labels = None if classes is None else torch.arange(len(TIMESTEPS)) % classes
+    with torch.no_grad():
+        output = net(x, torch.tensor(TIMESTEPS), labels).sample
+    folder = ROOT / name
+    net.half().save_pretrained(folder / "unet")
+    DDPMScheduler(variance_type="fixed_large").save_pretrained(folder / "scheduler")
+    arrays = {"x": x.numpy(), "timesteps": np.array(TIMESTEPS), "output": output.numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    np.savez_compressed(folder / "io.npz", **arrays)
+
+
+def cases() -> list[tuple[type, dict, float, int]]:
+    """(scheduler class, its config, eta, number of steps)."""
+    out: list[tuple[type, dict, float, int]] = []
+    for spacing in ("leading", "trailing", "linspace"):
+        for steps in (4, 7, 20):
+            out.append((DDPMScheduler, {"timestep_spacing": spacing}, 1.0, steps))
+            for eta in (0.0, 1.0):
+                out.append((DDIMScheduler, {"timestep_spacing": spacing, "clip_sample": False}, eta, steps))
+            out.append((DPMSolverMultistepScheduler, {"timestep_spacing": spacing}, 0.0, steps))
+    sd = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    }
+    pndm = {key: value for key, value in sd.items() if key != "clip_sample"} | {"skip_prk_steps": True}
+    for steps in (10, 20):
+        out += [
+            (DDIMScheduler, sd, 0.0, steps),
+            (DDIMScheduler, sd, 1.0, steps),
+            (PNDMScheduler, pndm, 0.0, steps),
+            (PNDMScheduler, pndm | {"set_alpha_to_one": True}, 0.0, steps),
+            (PNDMScheduler, {"skip_prk_steps": True}, 0.0, steps),
+            (DDIMScheduler, {}, 0.0, steps),  # clipped: their noise is not that of the clipped x_0
+            (DDIMScheduler, {"clip_sample_range": 0.5, "set_alpha_to_one": False}, 0.5, steps),
+            (DDIMScheduler, {"thresholding": True, "sample_max_value": 2.0}, 0.0, steps),
+            (DDPMScheduler, {"beta_schedule": "squaredcos_cap_v2", "variance_type": "fixed_large"}, 1.0, steps),
+            (DDPMScheduler, {"beta_schedule": "sigmoid", "prediction_type": "sample"}, 1.0, steps),
+            (
+                DDPMScheduler,
+                {"trained_betas": np.linspace(0.001, 0.3, 40).tolist(), "num_train_timesteps": 40},
+                1.0,
+                steps,
+            ),
+            (
+                DDIMScheduler,
+                {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+                0.0,
+                steps,
+            ),
+            (
+                DPMSolverMultistepScheduler,
+                {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"},
+                0.0,
+                steps,
+            ),
+        ]
+    out += [
+        (DPMSolverMultistepScheduler, {"final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"}, 0.0, 20),
+        (DPMSolverMultistepScheduler, {"solver_order": 1}, 0.0, 20),
+        (DPMSolverMultistepScheduler, {"prediction_type": "sample", "thresholding": True}, 0.0, 20),
+        (DDPMScheduler, {}, 1.0, 1000),
+    ]
+    return out
+
+
+def network(x: torch.Tensor, step: int) -> torch.Tensor:
+    """The stand-in: 0.3 x + sin(0.37 (n + 1) + j), j the entry; written again in tests/interop/test_schedulers.py."""
+    j = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
+    return 0.3 * x + torch.sin(0.37 * (step + 1) + j).to(x.dtype)
+
+
+def noise_at(step: int, x: torch.Tensor) -> torch.Tensor:
+    """The noise a step from n adds: cos(1.7 n + 0.9 j)."""
+    j = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
+    return torch.cos(1.7 * step + 0.9 * j).to(x.dtype)
+
+
+def exact_tables(scheduler) -> None:
+    """The scheduler's tables from its own formulas, in float64."""
+    config = scheduler.config
+    steps = config.num_train_timesteps
+    if config.trained_betas is not None:
+        betas = torch.tensor(config.trained_betas, dtype=torch.float64)
+    elif config.beta_schedule == "linear":
+        betas = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float64)
+    elif config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, steps, dtype=torch.float64) ** 2
+    elif config.beta_schedule == "sigmoid":
+        ramp = torch.linspace(-6, 6, steps, dtype=torch.float64)
+        betas = torch.sigmoid(ramp) * (config.beta_end - config.beta_start) + config.beta_start
+    else:
+        curve = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
+        pairs = itertools.pairwise(curve)
+        betas = torch.tensor([min(1 - after / before, 0.999) for before, after in pairs], dtype=torch.float64)
+    if getattr(config, "rescale_betas_zero_snr", False):
+        betas = sys.modules[type(scheduler).__module__].rescale_zero_terminal_snr(betas)
+    scheduler.betas = betas
+    scheduler.alphas = 1 - betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        to_one = config.set_alpha_to_one
+        scheduler.final_alpha_cumprod = torch.tensor(1.0).double() if to_one else scheduler.alphas_cumprod[0]
+    if hasattr(scheduler, "lambda_t"):
+        scheduler.alpha_t, scheduler.sigma_t = scheduler.alphas_cumprod**0.5, (1 - scheduler.alphas_cumprod) ** 0.5
+        scheduler.lambda_t = torch.log(scheduler.alpha_t) - torch.log(scheduler.sigma_t)
+
+
+def trajectory(kind: type, config: dict, eta: float, steps: int, dtype: torch.dtype) -> tuple[np.ndarray, list[int]]:
+    """x after every step, from the same x_T, and the time steps."""
+    scheduler = kind(**config)
+    if dtype == torch.float64:
+        exact_tables(scheduler)
+    scheduler.set_timesteps(steps)
+    if dtype == torch.float64 and kind is DPMSolverMultistepScheduler:  # they round sigmas to float32
+        sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5
+        last = 0.0 if scheduler.config.final_sigmas_type == "zero" else float(sigmas[0])
+        scheduler.sigmas = torch.cat([sigmas[scheduler.timesteps], torch.tensor([last], dtype=torch.float64)])
+    x = torch.cos(torch.arange(16, dtype=torch.float64)).reshape(2, 8, 1).to(dtype) * 1.5
+    walk = [x]
+    for n in scheduler.timesteps.tolist():
+        extra = {"eta": eta, "variance_noise": noise_at(n, x) if eta else None} if kind is DDIMScheduler else {}
+        scheduling_ddpm.randn_tensor = lambda *args, n=n, x=x, **kwargs: noise_at(n, x)
+        x = scheduler.step(network(x, n), n, x, **extra).prev_sample
+        walk.append(x)
+    kept = walk if steps <= 20 else [walk[0], *walk[-20:]]
+    return torch.stack(kept).numpy(), scheduler.timesteps.tolist()
+
+
+def make_trajectories() -> None:
+    """trajectories.json, a case a line, and trajectories.npz."""
+    index, arrays = [], {}
+    for i, (kind, config, eta, steps) in enumerate(cases()):
+        exact, timesteps = trajectory(kind, config, eta, steps, torch.float64)
+        published, _ = trajectory(kind, config, eta, steps, torch.float32)
+        arrays[f"exact_{i}"], arrays[f"published_{i}"] = exact, published[-1]
+        scheduler_config = {"_class_name": kind.__name__, **json.loads(json.dumps(dict(kind(**config).config)))}
+        row = {"config": scheduler_config, "eta": eta, "steps": steps}
+        index.append(row | {"timesteps": timesteps if steps <= 20 else []})
+    (ROOT / "trajectories.json").write_text("[\n" + ",\n".join(json.dumps(row) for row in index) + "\n]\n")
+    np.savez_compressed(ROOT / "trajectories.npz", **arrays)
+
+
+def main() -> None:
+    """Writes all fixtures and says how large they are."""
+    ROOT.mkdir(parents=True, exist_ok=True)
+    for seed, (name, config) in enumerate(NETWORKS.items()):
+        make_network(name, config, seed)
+    make_trajectories()
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "numpy": np.__version__,
+    }
+    (ROOT / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+    size = sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file())
+    print(f"{ROOT}: {size / 1e6:.2f} MB, {versions}")
+
+
+if __name__ == "__main__":
+    main()
