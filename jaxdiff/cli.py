@@ -1,0 +1,149 @@
+"""The command line: what train.py and sample.py call. Parses, calls the job, turns wrong input into one line."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxdiff.config import Config, flat, validate
+from jaxdiff.config_files import load
+from jaxdiff.errors import UserError
+from jaxdiff.schema import nearest
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments:
+    """Train a diffusion model. CONFIG comes first: a name in configs/ or the path of a .py file; default digits."""
+
+    config: Annotated[tyro.conf.FlagConversionOff[Config], tyro.conf.arg(name="")]
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the resolved config and what a step will cost, and write nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleArguments:
+    """Draw samples from a run with its EMA parameters."""
+
+    workdir: tyro.conf.Positional[Path]
+    """The run."""
+    sampler: str | None = None
+    """Sampling method; default: the run's own, and so for the next three."""
+    steps: int | None = None
+    """Sampling steps."""
+    eta: float | None = None
+    """Randomness of DDIM, 0 to 1."""
+    guidance: float | None = None
+    """Classifier-free guidance scale."""
+    seed: int = 0
+    """Sample i depends on the seed and i alone."""
+    num: int | None = None
+    """How many; default 64, or 4 with --trajectory."""
+    classes: tuple[int, ...] = ()
+    """Classes to go through in turn; default all."""
+    batch_size: int = 64
+    """How many to draw at once."""
+    trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Draw the walk from noise to image instead: x_t and the x_0 estimate."""
+    out: Path | None = None
+    """FILE.png (a grid), FILE.npz (arrays), a folder (single PNGs); with --trajectory FILE.png or FILE.gif."""
+
+
+def train_main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
+    """`train.py [CONFIG] [--option value ...]`; returns the exit code: 0 done, 2 wrong input, 75 stopped.
+
+    Args:
+      argv: the arguments; those of the process unless given.
+      began: when the process did, in `time.time` seconds, for its account of wall time; now unless given.
+    """
+    began = time.time() if began is None else began
+    return _exit_code("train.py", lambda: _train(list(sys.argv[1:] if argv is None else argv), began))
+
+
+def sample_main(argv: Sequence[str] | None = None) -> int:
+    """`sample.py WORKDIR [--option value ...]`; returns the exit code: 0 done, 2 wrong input."""
+    return _exit_code("sample.py", lambda: _sample(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _train(argv: list[str], began: float) -> tuple[int, str]:
+    name = argv.pop(0) if argv and not argv[0].startswith("-") else "digits"
+    config = load(name, CONFIGS)
+    if not config.workdir:
+        config = dataclasses.replace(config, workdir=f"runs/{Path(name).stem}")
+    names = [*flat(config), "dry-run"]
+    arguments = _parse(TrainArguments, argv, names, "train.py", default=TrainArguments(config))
+    validate(arguments.config)
+    _use_compilation_cache()
+    from jaxdiff import training_job  # imports everything: not before the arguments are known to be right
+
+    if arguments.dry_run:
+        return 0, training_job.describe(arguments.config)
+    return training_job.train(arguments.config, began)
+
+
+def _sample(argv: list[str]) -> tuple[int, str]:
+    names = [field.name.replace("_", "-") for field in dataclasses.fields(SampleArguments)][1:]
+    arguments = _parse(SampleArguments, argv, names, "sample.py")
+    _use_compilation_cache()
+    from jaxdiff import sampling_job
+
+    return 0, sampling_job.draw(sampling_job.Request(**vars(arguments)))
+
+
+def _parse[T](kind: type[T], argv: list[str], names: list[str], program: str, **keywords: Any) -> T:
+    """tyro's parsing, its errors as one line; flags but --trajectory and --dry-run take a value."""
+    known = {name.replace("_", "-") for name in names} | {"help"}
+    for argument in argv:
+        option = argument.removeprefix("--").split("=")[0]
+        if argument.startswith("--") and option.replace("_", "-") not in known:
+            raise UserError(f"unknown option --{option}; did you mean --{nearest(option, names)}?")
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=argv, prog=program, **keywords)
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise  # --help
+        raise UserError(_first_words(errors.getvalue())) from None
+
+
+def _first_words(box: str) -> str:
+    """The message in tyro's box of several lines, up to the rule that starts its hints."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    return message.strip() or "wrong arguments; see --help"
+
+
+def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
+    """Runs body and prints its last line, or one line that says what went wrong."""
+    try:
+        code, line = body()
+    except UserError as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(line, flush=True)
+    return code
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the next start need not compile them again.
+
+    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR (another folder), JAX_ENABLE_COMPILATION_CACHE=false.
+    """
+    import jax
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxdiff" / "xla"
+    for option, value in (
+        ("jax_compilation_cache_dir", str(cache)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+    ):
+        if option.upper() not in os.environ:
+            jax.config.update(option, value)

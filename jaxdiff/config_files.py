@@ -1,0 +1,103 @@
+"""Configs in files: configs/*.py is code, config.json is data.
+
+A file in configs/ is Python that defines `config = Config(...)`; it is executed only because its name or path
+was typed. The config.json of a run is decoded against the dataclasses: names, types and ranges are checked,
+and nothing in it is ever executed.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.config import Config, flat, validate
+from jaxdiff.errors import UserError
+from jaxdiff.schema import decode, nearest
+
+_MAX_BYTES = 1 << 16  # of config.json; a longer file is cut, and then is not JSON
+
+# What a run may change when it goes on: nothing here alters the numbers of a training step. Another number of
+# devices changes the order of floating-point sums only. train.steps may not fall below what is already done.
+MAY_CHANGE = (
+    "workdir",
+    "data.path",  # the data's own fingerprint is compared instead
+    "train.steps",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.log_every",
+    "train.sample_every",
+    "sampling.",
+    "parallel.",
+)
+
+
+def load(name_or_path: str, folder: Path) -> Config:
+    """The `config` of a Python file, given by its path or by its name in folder.
+
+    Raises:
+      UserError: no such file (the nearest name is offered), or none that defines a Config.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".py":
+        path = folder / f"{name_or_path}.py"
+    names = sorted(p.stem for p in folder.glob("*.py"))
+    if not path.is_file():
+        hint = f"; did you mean {nearest(name_or_path, names)!r}? (there are {', '.join(names)})" if names else ""
+        raise UserError(f"no config {name_or_path!r}{hint}")
+    scope: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), scope)
+    except (SyntaxError, TypeError, NameError, ImportError, AttributeError) as error:
+        raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    if not isinstance(scope.get("config"), Config):
+        raise UserError(f"{path} must define config = Config(...)")
+    return scope["config"]
+
+
+def refuse_other_run(stored: Config, asked: Config) -> None:
+    """Raises UserError, naming every field that differs and may not, if a run cannot go on as `asked`."""
+    old, new = flat(stored), flat(asked)
+    differing = [name for name in old if old[name] != new[name] and not name.startswith(MAY_CHANGE)]
+    if differing:
+        changes = ", ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in differing)
+        raise UserError(f"{asked.workdir} holds a run of another config: {changes}; choose another --workdir")
+
+
+def to_json(config: Config) -> str:
+    """The text of config.json."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, where: str = "config.json") -> Config:
+    """Reads what `to_json` wrote: names, types and ranges are checked, missing fields have their defaults.
+
+    Raises:
+      UserError: not JSON, an unknown name, a value of another type, or a config that `validate` refuses.
+
+    >>> from_json(to_json(Config(seed=3))).seed
+    3
+    >>> from_json('{"seeds": 3}')
+    Traceback (most recent call last):
+    ...
+    jaxdiff.errors.UserError: config.json: unknown field 'seeds'; did you mean 'seed'?
+    """
+    try:
+        return validate(decode(Config, json.loads(text)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, or JSON too deep to read
+        raise UserError(f"{where} is not JSON that jaxdiff wrote: {error}") from None
+
+
+def read_run(workdir: Path) -> Config:
+    """The config of the run that workdir holds.
+
+    Raises:
+      UserError: there is no config.json, or it is not one that `from_json` accepts.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json); train one with train.py --workdir {workdir}")
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES)
+    return from_json(content.decode(errors="replace"), str(path))

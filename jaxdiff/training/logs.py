@@ -1,0 +1,149 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, the progress line, and where its wall time went."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.pictures import write_whole
+
+SPANS = ("startup", "compile", "data_wait", "productive", "checkpoint", "sampling", "lost")
+
+
+class Clock:
+    """Wall time by what it went to, over all the starts of a run.
+
+    Every span is measured where it happens; `other` is what none of them covered, and is small. `lost` is time
+    spent on steps after the last checkpoint, which a restart does again.
+
+    Args:
+      began: when the process did, in `time.time` seconds; the time since then was start-up.
+      earlier: `totals` at the checkpoint that this start goes on from.
+      lost: seconds that the starts before worked past that checkpoint.
+
+    >>> clock = Clock(began=time.time() - 2)
+    >>> with clock("compile"):
+    ...     pass
+    >>> totals = clock.totals()
+    >>> round(totals["startup"]), round(totals["total"]), totals["other"] < 0.1
+    (2, 2, True)
+    """
+
+    def __init__(self, began: float, earlier: dict[str, float] | None = None, lost: float = 0.0):
+        earlier = earlier or {}
+        self._began = began - earlier.get("total", 0.0) - lost
+        self.spans = {name: earlier.get(name, 0.0) for name in SPANS}
+        self.spans["startup"] += time.time() - began
+        self.spans["lost"] += lost
+
+    @contextlib.contextmanager
+    def __call__(self, span: str) -> Iterator[None]:
+        """Counts what happens inside towards span, one of SPANS."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spans[span] += time.perf_counter() - start
+
+    def busy(self) -> float:
+        """Seconds of training proper: steps, and waiting for their data."""
+        return self.spans["productive"] + self.spans["data_wait"]
+
+    def totals(self) -> dict[str, float]:
+        """Seconds by span, `other` and `total`, rounded to milliseconds."""
+        total = time.time() - self._began
+        seconds = {**self.spans, "other": total - sum(self.spans.values()), "total": total}
+        return {name: round(value, 3) for name, value in seconds.items()}
+
+
+class Log:
+    """metrics.jsonl and TensorBoard events of a workdir: one line a `write`, none twice and none missing.
+
+    On opening, lines past `step` (of steps that are about to be done again) and a last line cut short by a crash
+    are dropped; the file is replaced as a whole.
+
+    Attributes:
+      last_time: `time.time` of the last line there was, dropped or not; 0 if none.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        path = workdir / "metrics.jsonl"
+        lines = list(_lines(path)) if path.exists() else []
+        self.last_time = max((time for _, time, _ in lines), default=0.0)
+        write_whole(path, "".join(text + "\n" for at, _, text in lines if at <= step).encode())
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Appends one line; numbers also become TensorBoard scalars."""
+        self._file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        self._file.close()
+        self._events.close()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, float, str]]:
+    """(step, time, text) of each whole line."""
+    for text in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError, ValueError):
+            value = json.loads(text)
+            yield int(value["step"]), float(value["time"]), text
+
+
+class Progress:
+    """A bar with loss, images a second and the time left; where the output is no terminal, ten lines in all.
+
+    Args:
+      first: steps already done.
+      steps: steps in all.
+      batch_size: images a step.
+    """
+
+    def __init__(self, first: int, steps: int, batch_size: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._first, self._steps, self._batch_size = first, steps, batch_size
+        self._bar = None
+        if sys.stderr.isatty():
+            columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task("starting", total=steps, completed=first)
+            self._bar.start()
+
+    def update(self, step: int, loss: float, images_per_s: float) -> None:
+        """Shows where the run is."""
+        text = f"loss {loss:.4f}  {images_per_s:.0f} images/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif step * 10 // self._steps > (step - 1) * 10 // self._steps or step == self._first + 1:
+            left = (self._steps - step) * self._batch_size / images_per_s
+            print(f"step {step}/{self._steps}  {text}  {clock_time(left)} left", flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss.
+
+    >>> clock_time(61.4), clock_time(3600)
+    ('1:01', '1:00:00')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

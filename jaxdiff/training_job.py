@@ -1,0 +1,250 @@
+"""A training run in its workdir: from a valid config to the last checkpoint, once or in several starts."""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import pictures
+from jaxdiff.builders import build_loss, build_model, build_sample, build_times, check_run
+from jaxdiff.config import Config
+from jaxdiff.config_files import read_run, refuse_other_run, to_json
+from jaxdiff.errors import UserError
+from jaxdiff.plan import count_flops, step_memory
+from jaxdiff.training import ema, parallel
+from jaxdiff.training.checkpoints import Checkpoints
+from jaxdiff.training.data import Batches
+from jaxdiff.training.logs import Clock, Log, Progress, clock_time
+from jaxdiff.training.loop import Cadence, StopRequest, run
+from jaxdiff.training.optimizer import make_optimizer
+from jaxdiff.training.sources import open_dataset
+from jaxdiff.training.state import TrainState, init_state
+from jaxdiff.training.step import make_train_step
+
+COLUMNS = 8  # of the picture grids
+
+
+class _Program:
+    """What a config and its data make: network, step, and the state they need, nothing computed yet.
+
+    Attributes:
+      source: the data.
+      model: the network.
+      mesh: all devices.
+      keys: typed keys, one for each purpose: init, train, pictures.
+      init: key -> TrainState.
+      abstract: the state's shapes, dtypes and shardings.
+      step: the compiled step.
+    """
+
+    def __init__(self, config: Config):
+        data, train = config.data, config.train
+        self.source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
+        check_run(config, self.source.shape, self.source.num_classes, jax.device_count())
+        self.model = build_model(config, self.source.shape[-1])
+        self.mesh = parallel.make_mesh(config.parallel.fsdp)
+        key = jax.random.key(config.seed, impl="threefry2x32")  # another impl makes noise depend on the batch
+        self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
+        optimizer = make_optimizer(**vars(config.optimizer))
+
+        def init(key: jax.Array) -> TrainState:
+            inputs = jnp.zeros((1, *self.source.shape)), jnp.zeros(1)
+            cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
+            return init_state(self.model.init(key, *inputs, cond)["params"], optimizer)
+
+        def average(ema_params: Any, params: Any, step: Any) -> Any:
+            return ema.update(ema_params, params, step, train.ema_decay)
+
+        self.init = init
+        self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
+        self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate)
+        self.step = parallel.compile_step(self.plain_step, self.abstract, self.mesh, config.parallel.mode)
+
+
+def train(config: Config, began: float) -> tuple[int, str]:
+    """Runs a config to its end, from where its workdir got to, or until a signal asks to stop.
+
+    Args:
+      config: valid, with a workdir.
+      began: when the process did, in `time.time` seconds.
+
+    Returns:
+      The exit code, 0 (done) or 75 (stopped, everything saved), and the closing line.
+
+    Raises:
+      UserError: the data, the devices or the workdir do not fit the config; nothing was written.
+    """
+    with StopRequest() as stop:
+        program = _Program(config)
+        with _owned(Path(config.workdir)) as workdir:
+            return _train(config, program, workdir, began, stop)
+
+
+def _train(config: Config, program: _Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
+    train, source, leads = config.train, program.source, jax.process_index() == 0
+    _check_workdir(config, workdir)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
+        state, meta = _start(config, program, checkpoints)
+        first = int(state.step)
+        if leads:
+            pictures.write_whole(workdir / "config.json", to_json(config).encode())
+        log = stack.enter_context(contextlib.closing(Log(workdir, first))) if leads else None
+        rows = parallel.local_rows(program.mesh, train.batch_size)
+        batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
+        ahead = stack.enter_context(batches.iterate(first))
+        placed = (parallel.shard_batch(batch, program.mesh, config.parallel.mode) for batch in ahead)
+        bar = Progress(first, train.steps, train.batch_size) if leads else None
+        progress = stack.enter_context(contextlib.closing(bar)) if bar else None
+        draw = _pictures(config, program, workdir)
+        lost = max(0.0, log.last_time - meta["time"]) if log and meta else 0.0
+        clock = Clock(began, meta.get("seconds"), lost)
+
+        def save(state: TrainState, step: int, skipped: int) -> None:
+            about = {"shape": list(source.shape), "num_classes": source.num_classes}
+            about |= {"fingerprint": source.fingerprint, "skipped": skipped}
+            checkpoints.save(state, {**about, "seconds": clock.totals(), "time": time.time()})
+
+        if stop.name:
+            return 75, _stopped(stop, first, train.steps, workdir)
+        state, done = run(
+            state,
+            program.step,
+            placed,
+            program.keys["train"],
+            cadence=Cadence(train.steps, train.log_every, train.checkpoint_every, train.sample_every),
+            batch_size=train.batch_size,
+            clock=clock,
+            save=save,
+            draw=draw,
+            report=log.write if log else lambda step, values: None,
+            show=progress.update if progress else lambda step, loss, rate: None,
+            stop=lambda step: stop.name is not None,
+            skipped=meta.get("skipped", 0),
+        )
+        with clock("checkpoint"):
+            checkpoints.wait()
+    if done < train.steps:
+        return 75, _stopped(stop, done, train.steps, workdir)
+    return 0, _closing(workdir, train.steps, done - first, clock.totals())
+
+
+def _check_workdir(config: Config, workdir: Path) -> None:
+    """Refuses a workdir that holds a run of another config."""
+    if (workdir / "config.json").exists():
+        refuse_other_run(read_run(workdir), config)
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
+
+
+def _start(config: Config, program: _Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from and what was saved beside it; a new state and nothing where there is none."""
+    if checkpoints.latest() is None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+        # It runs once: on CPU, optimising it takes five times as long as all else.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        init = jax.jit(program.init, out_shardings=shardings, compiler_options=options)
+        return init(program.keys["init"]), {}
+    state, meta = checkpoints.restore(program.abstract)
+    done = int(state.step)
+    if meta.get("fingerprint") != program.source.fingerprint:
+        raise UserError(
+            f"data.name={config.data.name} holds other images than when the run in {config.workdir} was saved; "
+            "give them back, or choose another --workdir"
+        )
+    if done > config.train.steps:
+        raise UserError(
+            f"train.steps={config.train.steps}, but the run in {config.workdir} is at step {done} already; "
+            f"ask for {done} or more"
+        )
+    return state, meta
+
+
+def _pictures(config: Config, program: _Program, workdir: Path) -> Any:
+    """(state, step) -> a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
+    classes = min(config.model.num_classes, 10)
+    rows = classes or COLUMNS
+    num = rows * COLUMNS
+    labels = np.arange(num, dtype=np.int32) % classes if classes else None
+    draw = build_sample(config, config.sampling, program.model, program.source.shape, num, program.mesh)
+
+    def write(state: TrainState, step: int) -> None:
+        images = draw(state.ema_params, program.keys["pictures"], num, labels)
+        if jax.process_index() == 0:
+            grid = pictures.grid(pictures.to_uint8(images), rows)
+            pictures.write_png(workdir / "samples" / f"step_{step:07}.png", grid)
+
+    return write
+
+
+@contextlib.contextmanager
+def _owned(workdir: Path) -> Iterator[Path]:
+    """The workdir, made where it is missing, locked against a second job until the process ends, however it does."""
+    if jax.process_index() != 0:
+        yield workdir
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise UserError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield workdir
+
+
+def _stopped(stop: StopRequest, done: int, steps: int, workdir: Path) -> str:
+    at = f"stopped by {stop.name} after step {done} of {steps}, all saved in {workdir}"
+    return f"{at}; run the same command again to go on"
+
+
+def _closing(workdir: Path, steps: int, now: int, seconds: dict[str, float]) -> str:
+    """One line: what was done, what the time went to, where it is, and what to run next."""
+    long = {name.replace("_", " "): value for name, value in seconds.items() if name != "total" and value >= 0.5}
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in long.items())
+    did = f"{steps} steps in {clock_time(seconds['total'])} ({spent})" if now else f"{steps} steps were done already"
+    return f"done: {did}; everything is in {workdir}; next: uv run sample.py {workdir}"
+
+
+def describe(config: Config) -> str:
+    """What a config resolves to and will cost, for --dry-run: compiles the step, computes and writes nothing."""
+    program, train = _Program(config), config.train
+    lead = (train.batch_size,)
+    if config.parallel.mode == "pmap":
+        lead = (jax.device_count(), train.batch_size // jax.device_count())
+
+    def batch(lead: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+        image = jax.ShapeDtypeStruct((*lead, *program.source.shape), jnp.uint8)
+        return {"image": image} | {name: jax.ShapeDtypeStruct(lead, jnp.int32) for name in ("label", "row")}
+
+    key = program.keys["train"]
+    flops = count_flops(program.plain_step, program.abstract, batch((train.batch_size,)), key)
+    memory = step_memory(program.step.lower(program.abstract, batch(lead), key).compile())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
+    times = " ".join(f"{t:.3f}" for t in build_times(config, config.sampling))
+    mebibytes = [f"{size / 2**20:.1f}" for size in (*memory, memory.total)]
+    return to_json(config) + "\n".join(
+        (
+            f"data        {len(program.source)} images of {program.source.shape}, {program.source.num_classes} classes",
+            f"parameters  {parameters:,}",
+            f"a step      {flops / 1e9:.2f} GFLOP, {flops / train.batch_size / 1e6:.1f} MFLOP an image",
+            "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),
+            f"devices     {jax.device_count()} {jax.devices()[0].platform}",
+            f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: {times}",
+        )
+    )
