@@ -1,7 +1,8 @@
 """jaxdiff: diffusion models in JAX. The public names; see design in the docs."""
 
-from jaxdiff import losses, samplers, schedules
-from jaxdiff.denoisers import Prediction, as_denoiser, classifier_free, dynamic_threshold, static_threshold
+from jaxdiff import guidance, losses, samplers, schedules
+from jaxdiff.denoisers import Prediction, as_denoiser, dynamic_threshold, static_threshold
+from jaxdiff.guidance import classifier_free
 from jaxdiff.losses import denoising_loss
 from jaxdiff.process import add_noise, from_x0_noise, noise_step, posterior, to_x0_noise, transition
 from jaxdiff.samplers import Sampler, Trajectory, sample, sample_keys
@@ -20,6 +21,7 @@ __all__ = [
     "denoising_loss",
     "dynamic_threshold",
     "from_x0_noise",
+    "guidance",
     "losses",
     "noise_step",
     "posterior",

@@ -1,6 +1,7 @@
 """Denoisers: a network seen as its estimate of (x_0, noise), and the wrappers Denoiser -> Denoiser.
 
-Samplers see only `denoise(x_t, t) -> Prediction`. Guidance and thresholding wrap a denoiser and return one.
+Samplers see only `denoise(x_t, t) -> Prediction`. Thresholding wraps a denoiser and returns one, and so does guidance
+(jaxdiff.guidance).
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxdiff.process import check_prediction, to_x0_noise
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import Marginal, Schedule
 
 
 class Prediction(NamedTuple):
@@ -33,21 +34,31 @@ Denoiser = Callable[[jax.Array, ArrayLike], Prediction]
 
 
 def as_denoiser(
-    predict: Callable[..., jax.Array], *, schedule: Schedule, prediction: str = "noise", cond: Any = None
+    predict: Callable[..., jax.Array],
+    *,
+    schedule: Schedule,
+    prediction: str = "noise",
+    learned_variance: bool = False,
+    cond: Any = None,
 ) -> Denoiser:
     """A network (or any callable) as a denoiser.
 
     Args:
-      predict: (x_t [batch, ...], t [batch], cond) -> output.
+      predict: (x_t [batch, ...], t [batch], cond) -> output, of x_t's shape.
       schedule: the schedule it was trained with.
       prediction: what it puts out, see `jaxdiff.process`.
+      learned_variance: the output has twice x_t's channels (last axis): the prediction, then v in about [-1, 1], of
+        which the prediction's fraction is (v + 1)/2.
       cond: passed to predict at every call.
 
     Returns:
       (x_t, t) -> Prediction, t scalar or [batch]; computed in x_t's dtype whatever predict's.
 
     Raises:
-      ValueError: unknown prediction; or "noise" or "score" with a schedule that leaves no signal at t = 1.
+      ValueError: unknown prediction; or "noise" or "score" with a schedule that leaves no signal at t = 1; or, when
+        called, an output of another shape.
+
+    Source for the learned variance: Nichol & Dhariwal 2021 (improved DDPM), eq. 15, released code.
 
     >>> from jaxdiff import schedules
     >>> denoise = as_denoiser(lambda x, t, cond: jnp.zeros_like(x), schedule=schedules.flow(), prediction="x_0")
@@ -62,47 +73,44 @@ def as_denoiser(
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
         t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), x_t.shape[:1])
-        output = predict(x_t, t, cond).astype(x_t.dtype)
-        return Prediction(*to_x0_noise(prediction, output, x_t, schedule(t)))
-
-    return denoise
-
-
-def classifier_free(denoise_cond: Denoiser, denoise_uncond: Denoiser, scale: ArrayLike) -> Denoiser:
-    """Classifier-free guidance: uncond + scale (cond - uncond).
-
-    scale = 0 is unconditional, 1 conditional, > 1 exaggerates the condition. (Ho & Salimans' w is scale - 1.)
-
-    Source: Ho & Salimans 2022, eq. 6; Saharia et al. 2022 (Imagen), eq. 3, for this convention.
-
-    >>> cond, uncond = (lambda x, t, v=v: Prediction(x + v, x - v) for v in (1.0, 0.0))
-    >>> classifier_free(cond, uncond, 3.0)(jnp.zeros((1,)), 0.5).x_0.tolist()
-    [3.0]
-    """
-
-    def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
-        cond, uncond = denoise_cond(x_t, t), denoise_uncond(x_t, t)
-        guided = (u + scale * (c - u) for c, u in zip(cond[:2], uncond[:2], strict=True))
-        return Prediction(*guided, cond.fraction)
+        output, fraction = predict(x_t, t, cond).astype(x_t.dtype), None
+        expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned_variance else x_t.shape
+        if output.shape != expected:
+            raise ValueError(
+                f"predict returned shape {output.shape} for x_t of shape {x_t.shape}; it must be {expected}"
+            )
+        if learned_variance:
+            output, raw = jnp.split(output, 2, axis=-1)
+            fraction = 0.5 * (raw + 1.0)
+        return Prediction(*to_x0_noise(prediction, output, x_t, schedule(t)), fraction)
 
     return denoise
 
 
 def static_threshold(denoise: Denoiser, *, schedule: Schedule, limit: float = 1.0) -> Denoiser:
-    """Clips x_0 to [-limit, limit] and derives the noise anew from the clipped x_0.
+    """Clips x_0 to [-limit, limit]; the noise follows.
+
+    Raises:
+      ValueError: limit is not positive.
 
     Source: Ho et al. 2020 (DDPM), released code; Saharia et al. 2022 (Imagen), section 2.3.
 
     >>> from jaxdiff import schedules
-    >>> far = lambda x, t: Prediction(x + 9.0, x)
-    >>> static_threshold(far, schedule=schedules.flow())(jnp.zeros((1, 2)), 0.5)
-    Prediction(x_0=Array([[1., 1.]], dtype=float32), noise=Array([[-1., -1.]], dtype=float32), fraction=None)
+    >>> far = as_denoiser(lambda x, t, cond: jnp.full_like(x, 9.0), schedule=schedules.flow(), prediction="x_0")
+    >>> p = static_threshold(far, schedule=schedules.flow())(jnp.zeros((1, 2)), 0.5)
+    >>> p.x_0.tolist(), p.noise.tolist()
+    ([[1.0, 1.0]], [[-1.0, -1.0]])
     """
-    return _with_x_0(denoise, schedule, lambda x_0: jnp.clip(x_0, -limit, limit))
+    if not limit > 0:
+        raise ValueError(f"limit must be positive, got {limit}")
+    return _thresholded(denoise, schedule, lambda x_0: jnp.clip(x_0, -limit, limit))
 
 
 def dynamic_threshold(denoise: Denoiser, *, schedule: Schedule, percentile: float = 0.995) -> Denoiser:
     """Clips x_0 of each example to its own percentile s >= 1 of |x_0| and divides by s; the noise follows.
+
+    Raises:
+      ValueError: percentile is outside (0, 1].
 
     Source: Saharia et al. 2022 (Imagen), section 2.3.
 
@@ -111,20 +119,35 @@ def dynamic_threshold(denoise: Denoiser, *, schedule: Schedule, percentile: floa
     >>> dynamic_threshold(far, schedule=schedules.flow())(jnp.zeros((1, 2)), 0.5).x_0.tolist()
     [[1.0, 1.0]]
     """
+    if not 0 < percentile <= 1:
+        raise ValueError(f"percentile must lie in (0, 1], got {percentile}")
 
     def squeeze(x_0: Float[Array, "batch ..."]) -> jax.Array:
         axes = tuple(range(1, x_0.ndim))
         limit = jnp.maximum(jnp.quantile(jnp.abs(x_0), percentile, axis=axes, keepdims=True), 1.0)
         return jnp.clip(x_0, -limit, limit) / limit
 
-    return _with_x_0(denoise, schedule, squeeze)
+    return _thresholded(denoise, schedule, squeeze)
 
 
-def _with_x_0(denoise: Denoiser, schedule: Schedule, change: Callable[[jax.Array], jax.Array]) -> Denoiser:
-    """denoise with x_0 changed and the noise re-derived, so that x_t = alpha x_0 + sigma noise still holds."""
+def with_x_0(prediction: Prediction, x_0: Float[Array, "batch ..."], m: Marginal) -> Prediction:
+    """The prediction with another x_0, and its noise moved so that alpha x_0 + sigma noise stays what it was.
 
-    def changed(x_t: jax.Array, t: ArrayLike) -> Prediction:
+    Moved, not computed from x_t anew: an x_0 that did not change leaves the noise as it was, bit for bit. (Trap: to
+    change x_0 and keep the noise.) Where sigma = 0 the noise stays.
+
+    >>> p = Prediction(jnp.array([[3.0]]), jnp.array([[-1.0]]))
+    >>> with_x_0(p, jnp.array([[1.0]]), Marginal(jnp.array(0.5), jnp.array(0.25))).noise.tolist()
+    [[3.0]]
+    """
+    alpha, sigma = m.like(x_0)
+    ratio = jnp.where(sigma > 0, alpha / jnp.where(sigma > 0, sigma, 1.0), 0.0)
+    return prediction._replace(x_0=x_0, noise=prediction.noise - ratio * (x_0 - prediction.x_0))
+
+
+def _thresholded(denoise: Denoiser, schedule: Schedule, change: Callable[[jax.Array], jax.Array]) -> Denoiser:
+    def thresholded(x_t: jax.Array, t: ArrayLike) -> Prediction:
         p = denoise(x_t, t)
-        return Prediction(*to_x0_noise("x_0", change(p.x_0), x_t, schedule(t)), p.fraction)
+        return with_x_0(p, change(p.x_0), schedule(t))
 
-    return changed
+    return thresholded
