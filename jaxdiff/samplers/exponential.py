@@ -61,6 +61,8 @@ def trapezoid_weight(m_t: Marginal, m_s: Marginal) -> jax.Array:
 def between(schedule: Schedule, m_t: Marginal, h: jax.Array, r: float) -> tuple[jax.Array, Marginal, jax.Array]:
     """The time at u = r, its marginal, and u as it really is: a discrete schedule rounds the time to an entry."""
     lam = half_log_snr(m_t)
+    if schedule.num_steps is not None:
+        r -= 1e-3  # the middle of two neighbouring entries is always rounded to t, not as the last bit has it
     time = schedule.time_of_log_snr(2.0 * (lam + r * h))
     m = schedule(time)
     return time, m, (half_log_snr(m) - lam) / h

@@ -23,7 +23,7 @@ COEFFICIENTS = ("exact", "bh1", "bh2")
 
 
 class UniPCState(NamedTuple):
-    """The past estimates of x_0, and where the last step started: x (corrected) and sigma. sigma = 0: nowhere yet."""
+    """The past estimates of x_0, and where the last step started: x, corrected, and sigma (0: correct nothing)."""
 
     past: History
     x: Float[Array, "batch *shape"]
@@ -93,7 +93,10 @@ def unipc(order: int = 3, coefficients: str = "exact") -> Sampler:
         w = jnp.where(interior(m_t, m_s), m_s.alpha * by_count(options, state.past.count), 0.0)
         moved = m_s.sigma / jnp.where(m_t.sigma > 0, m_t.sigma, 1.0) * (corrected - x)
         x_s = first_order(p, m_s) + moved + state.past.correction(p.x_0, w)
-        return x_s, UniPCState(state.past.push(p.x_0, lam), corrected, m_t.sigma.astype(state.sigma.dtype))
+        # B(h) estimates no weight over an infinite step: from alpha = 0 the released code's rules correct nothing.
+        usable = (m_t.alpha > 0) | (coefficients == "exact")
+        sigma = jnp.where(usable, m_t.sigma, 0.0).astype(state.sigma.dtype)
+        return x_s, UniPCState(state.past.push(p.x_0, lam), corrected, sigma)
 
     def init(x_T: Array) -> UniPCState:
         return UniPCState(History.empty(x_T, order), x_T, jnp.zeros((), jnp.result_type(float)))
