@@ -4,18 +4,24 @@ Its environment is its own (Python 3.11, kept outside the checkout), so that nei
 
     python3.11 -m venv /tmp/torchenv
     /tmp/torchenv/bin/pip install torch==2.13.0 "diffusers==0.42.*" safetensors transformers
-    /tmp/torchenv/bin/python scripts/make_interop_fixtures.py
+    /tmp/torchenv/bin/python scripts/make_interop_fixtures.py --openai FOLDER
 
+FOLDER holds the packages guided_diffusion (openai/guided-diffusion at 22e0df8) and improved_diffusion
+(openai/improved-diffusion at 1bc7bbb); without it their fixtures stay as they are.
 Every network is tiny, covers some options of a published one, and has random weights in half precision, computed in
 float32. Schedulers run on a closed-form stand-in for a network, as published (float32 tables) and with their tables
 computed anew in float64, where trajectories show the algorithm and not the rounding of alphas_cumprod.
 """
 
+import argparse
+import importlib
 import itertools
 import json
 import math
 import platform
 import sys
+import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import diffusers
@@ -263,12 +269,78 @@ def make_trajectories() -> None:
     np.savez_compressed(ROOT / "trajectories.npz", **arrays)
 
 
+OPENAI = {  # flags as their READMEs give them, at toy size
+    "guided-diffusion": "--image_size 16 --num_channels 32 --channel_mult 1,2 --num_res_blocks 1 "
+    "--attention_resolutions 8 --num_head_channels 16 --resblock_updown True --use_new_attention_order True "
+    "--learn_sigma True --class_cond True --use_scale_shift_norm True --noise_schedule cosine",
+    "improved-diffusion": "--image_size 32 --num_channels 32 --num_res_blocks 1 --attention_resolutions 16,8 "
+    "--num_heads 4 --learn_sigma True --use_scale_shift_norm False --diffusion_steps 4000 --noise_schedule cosine",
+}
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights that tests can make again from the name, by a stream that NumPy has frozen."""
+    spread = 0.3 if len(shape) == 1 else 1.7 / math.sqrt(np.prod(shape[1:]))
+    value = spread * np.random.RandomState(zlib.crc32(name.encode())).uniform(-1, 1, shape)
+    norm = len(shape) == 1 and name.endswith("weight")
+    return (value + norm).astype(np.float32)
+
+
+def make_openai(folder: Path) -> None:
+    """openai_*.npz (inputs, outputs) and openai_*.json (flags, names and shapes of the tensors)."""
+    sys.path.insert(0, str(folder))
+    for project, flags in OPENAI.items():
+        script_util = importlib.import_module(f"{project.replace('-', '_')}.script_util")
+        given = dict(zip(*[iter(flags.replace("--", "").split())] * 2, strict=True))
+        options = script_util.model_and_diffusion_defaults()
+        for key, value in given.items():
+            options[key] = type(options[key])(value) if not isinstance(options[key], bool) else value == "True"
+        net, diffusion = script_util.create_model_and_diffusion(**options)
+        shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+        net.load_state_dict({name: torch.from_numpy(weight(name, shape)) for name, shape in shapes.items()})
+        steps = options["diffusion_steps"]
+        timesteps = torch.tensor([0, steps // 2, steps - 1])
+        size = options["image_size"]
+        x = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+        extra = {"y": torch.tensor([0, 500, 999])} if options["class_cond"] else {}
+        with torch.no_grad():
+            output = diffusion._wrap_model(net.eval())(x, timesteps, **extra)
+        arrays = {"x": x.numpy(), "timesteps": timesteps.numpy(), "output": output.numpy(), "betas": diffusion.betas}
+        np.savez_compressed(ROOT / f"openai_{project}.npz", **arrays)
+        about = {"flags": flags, "shapes": shapes}
+        (ROOT / f"openai_{project}.json").write_text(json.dumps(about) + "\n")
+
+
+def make_torch_files() -> None:
+    """state.pt in torch's two formats: dtypes, views and shared storage; and its values as safetensors."""
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    state = OrderedDict(
+        whole=base,
+        view=base[1:, ::2].t(),
+        half=base.half()[0],
+        bfloat=base.bfloat16()[1],
+        count=torch.tensor(7),
+        empty=torch.zeros(0, 3),
+        parameter=torch.nn.Parameter(base[2].clone()),
+    )
+    torch.save(state, ROOT / "state.pt")
+    torch.save(state, ROOT / "state_legacy.pt", _use_new_zipfile_serialization=False)
+    torch.save({"model": torch.nn.Linear(2, 2)}, ROOT / "module.pt")
+    np.savez(ROOT / "state.npz", **{name: value.detach().float().numpy() for name, value in state.items()})
+
+
 def main() -> None:
     """Writes all fixtures and says how large they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--openai", type=Path, help="the folder of guided_diffusion and improved_diffusion")
+    arguments = parser.parse_args()
     ROOT.mkdir(parents=True, exist_ok=True)
     for seed, (name, config) in enumerate(NETWORKS.items()):
         make_network(name, config, seed)
     make_trajectories()
+    make_torch_files()
+    if arguments.openai:
+        make_openai(arguments.openai)
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,

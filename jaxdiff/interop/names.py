@@ -90,12 +90,8 @@ def openai_table(params: Any, heads: Callable[[int], int], new_order: bool) -> T
         "shortcut": "skip_connection",
         "proj": "proj_out",
     }
-    heads_of = {
-        "embedding.dense1": "time_embed.0",
-        "embedding.dense2": "time_embed.2",
-        "embedding.classes": "label_emb",
-    }
-    heads_of |= _openai_modules(params)
+    whole = {"embedding.dense1": "time_embed.0", "embedding.dense2": "time_embed.2"}
+    whole |= {"embedding.classes": "label_emb"} | _openai_modules(params)
     table = {}
     for path, value in leaf_paths(params):
         *modules, leaf = path.split("/")

@@ -144,6 +144,30 @@ def openai_fields(
     return fields, (size, size, 3), c
 
 
+def openai_diffusion(flags: Mapping[str, Any], project: str) -> dict[str, Any]:
+    """The process of their flags as a scheduler_config of diffusers: what `schedulers.scheduler_from_config` takes."""
+    _, _, c = openai_fields(flags, project)
+    kind = str(flags.get("noise_schedule", "linear"))
+    steps = c["diffusion_steps"]
+    beta_schedules = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+    if kind not in beta_schedules:
+        raise UserError(f"flag noise_schedule must be one of {', '.join(beta_schedules)}")
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": steps,
+        "beta_schedule": beta_schedules[kind],
+        "beta_start": 1e-4 * 1000 / steps,
+        "beta_end": 0.02 * 1000 / steps,
+        "prediction_type": "sample"
+        if _value("predict_xstart", flags.get("predict_xstart", False), False)
+        else "epsilon",
+        "variance_type": "fixed_small"
+        if _value("sigma_small", flags.get("sigma_small", False), False)
+        else "fixed_large",
+        "timestep_spacing": "linspace",
+    }
+
+
 def _value(name: str, value: Any, default: Any) -> Any:
     """A flag as its default's type, from text as their command line takes it."""
     if isinstance(value, str) and not isinstance(default, str):

@@ -106,7 +106,7 @@ def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
         else:
             found, storage = _legacy(path)
         return {name: _array(tensor, storage) for name, tensor in _state_dict(found).items()}
-    except (*_BROKEN, zipfile.BadZipFile, OSError, MemoryError, RecursionError) as error:
+    except (*_BROKEN, zipfile.BadZipFile, OSError, MemoryError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a plain state dict of torch ({error}); with torch, convert it: "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
@@ -139,6 +139,8 @@ def _array(tensor: _Tensor, storage: Callable[[_Storage], np.ndarray]) -> np.nda
 
 def _zip(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
     archive = zipfile.ZipFile(path)
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise ValueError("torch does not compress what it writes")
     pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError("there is not one data.pkl in it")
@@ -166,10 +168,10 @@ def _legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
         data = {}
         for key in _Reader(file).load():
             count = int.from_bytes(file.read(8), "little")
-            raw = file.read(count * dtypes[key].itemsize)
-            data[key] = np.frombuffer(raw, dtypes[key])
-            if len(data[key]) != count:
+            size = count * dtypes[key].itemsize
+            if size > path.stat().st_size:
                 raise ValueError("it is cut")
+            data[key] = np.frombuffer(file.read(size), dtypes[key], count)
     return found, lambda of: data[of.key]
 
 
