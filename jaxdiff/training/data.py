@@ -41,7 +41,7 @@ class Batches:
         seed: Of the order and of the flips, >= 0.
         batch_size: Rows of the global batch, of all hosts together.
         flip: Mirror each image left to right with probability 1/2, drawn from (seed, n, row).
-        rows: This host's rows of the global batch.
+        rows: This host's rows of the global batch, as a slice or as their indices.
 
     >>> from jaxdiff.training.sources import MemorySource
     >>> source = MemorySource(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32), 10, set())
@@ -50,7 +50,9 @@ class Batches:
     (True, [2, 3])
     """
 
-    def __init__(self, source: Source, seed: int, batch_size: int, flip: bool = False, rows: slice = slice(None)):
+    def __init__(
+        self, source: Source, seed: int, batch_size: int, flip: bool = False, rows: slice | np.ndarray = slice(None)
+    ):
         self.source = source
         self._seed, self._batch_size, self._flip = seed, batch_size, flip
         self._rows = np.arange(batch_size, dtype=np.int32)[rows]

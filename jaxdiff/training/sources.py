@@ -168,11 +168,10 @@ class RecordSource:
         labels = np.zeros(len(self), np.int32)
         errors = {}
         for index in range(len(self)):
-            if index not in self.substituted:
-                try:
-                    images[index], labels[index] = self._read(index)
-                except CorruptImageError as error:
-                    errors[index] = str(error)
+            try:
+                images[index], labels[index] = self._read(index)
+            except CorruptImageError as error:
+                errors[index] = str(error)
         _judge(errors, len(self), self._on_error)
         self.note_corrupt(errors)
         for index in self.substituted:

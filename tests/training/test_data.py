@@ -80,6 +80,7 @@ def test_a_run_from_step_k_is_the_run_from_step_0_after_k():
     batches = Batches(SOURCE, 1, 12, flip=True)
     with batches.iterate(0) as straight:
         seen = [next(straight) for _ in range(20)]
+    assert all(_equal(seen[step], batches[step]) for step in range(20))
     with Batches(SOURCE, 1, 12, flip=True).iterate(13) as resumed:
         assert all(_equal(next(resumed), seen[step]) for step in range(13, 20))
 

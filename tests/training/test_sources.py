@@ -156,6 +156,12 @@ def test_damaged_idx_files_are_named(idx, break_it, says):
     assert "\n" not in str(caught.value) and str(idx) in str(caught.value)
 
 
+def test_idx_labels_beyond_the_ten_classes_are_refused(idx):
+    _write_idx(idx / "train-labels-idx1-ubyte.gz", np.arange(20, dtype=np.uint8))
+    with pytest.raises(UserError, match="labels up to 19"):
+        open_dataset("fashion_mnist", str(idx))
+
+
 def test_folder_classes_are_the_sub_folders_in_order(folder):
     source = open_dataset("folder", str(folder))
     images, labels = _all(source)
@@ -234,12 +240,25 @@ def test_fingerprint_is_stable_and_notices_a_pixel_a_name_and_a_class(folder, mo
     assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
-def test_fingerprint_of_a_folder_covers_file_sizes_and_of_memory_every_label():
+def test_fingerprint_of_a_folder_too_large_for_memory_covers_every_name_and_size(folder, monkeypatch):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", 0)
+    monkeypatch.setattr(sources, "_SAMPLED", 2)
+    prints = [open_dataset("folder", str(folder)).fingerprint]
+    with (folder / "cat" / "004.png").open("ab") as file:
+        file.write(b"the same pixels")
+    prints.append(open_dataset("folder", str(folder)).fingerprint)
+    (folder / "cat" / "004.png").rename(folder / "cat" / "005.png")
+    prints.append(open_dataset("folder", str(folder)).fingerprint)
+    assert len(set(prints)) == 3
+
+
+def test_fingerprint_of_memory_covers_every_label_and_the_classes():
     images, labels = PIXELS[:20], np.zeros(20, np.int32)
     other = labels.copy()
     other[-1] = 1
-    assert MemorySource(images, labels, 2, set()).fingerprint != MemorySource(images, other, 2, set()).fingerprint
-    assert MemorySource(images, labels, 2, set()).fingerprint != MemorySource(images, labels, 3, set()).fingerprint
+    held = [MemorySource(images, labels, 2, set()), MemorySource(images, other, 2, set())]
+    held.append(MemorySource(images, labels, 3, set()))
+    assert len({source.fingerprint for source in held}) == 3
 
 
 def test_any_prepared_tfds_data_set(data_dir):
