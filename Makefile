@@ -1,5 +1,5 @@
 # The one command is `make check`: everything CI checks, in the order of how fast it fails.
-.PHONY: check lint types imports docs test format
+.PHONY: check lint types imports docs test parity format
 
 check: lint types imports docs test
 
@@ -22,3 +22,11 @@ test:  ## tests and doctests
 format:  ## rewrites what `lint` can mend
 	uv run ruff check --fix
 	uv run ruff format
+
+TORCH_PYTHON ?= /tmp/torchenv/bin/python
+parity:  ## the fixtures of tests/interop anew, and full-size parity with diffusers; TORCH_PYTHON: see docs/interop.md
+	$(TORCH_PYTHON) scripts/make_interop_fixtures.py $(if $(OPENAI),--openai $(OPENAI))
+	$(TORCH_PYTHON) scripts/parity.py torch /tmp/parity
+	JAX_PLATFORMS=cpu uv run python scripts/parity.py jax /tmp/parity
+	$(TORCH_PYTHON) scripts/parity.py back /tmp/parity
+	uv run pytest tests/interop

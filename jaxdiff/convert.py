@@ -1,0 +1,236 @@
+"""Weights of other projects as runs of ours, and back: `python -m jaxdiff.convert SRC DST`.
+
+    python -m jaxdiff.convert FOLDER WORKDIR                     a diffusers folder -> a workdir
+    python -m jaxdiff.convert FILE.pt WORKDIR --project guided-diffusion --flags "--image_size 64 ..."
+    python -m jaxdiff.convert WORKDIR FOLDER --to diffusers      a run's EMA -> what DDPMPipeline.from_pretrained loads
+    python -m jaxdiff.convert WORKDIR FOLDER --to safetensors    a run's EMA -> model.safetensors and config.json
+
+The workdir is an ordinary one, at step 0: sample.py draws from it, and `train.py WORKDIR/config.py --data.path PHOTOS`
+trains on. Nothing is written unless everything fits.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdiff.builders import build_model, build_schedule
+from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, validate
+from jaxdiff.config_files import read_run, to_json
+from jaxdiff.errors import UserError
+from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet, safetensors
+from jaxdiff.interop.openai import FLAGS, openai_diffusion
+from jaxdiff.interop.schedulers import Scheduler, scheduler_from_config
+from jaxdiff.pictures import write_whole
+from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
+from jaxdiff.training.optimizer import make_optimizer
+from jaxdiff.training.state import init_state
+
+STEPS = {"ddpm": 1000, "plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20}  # usual for each method
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Converts; returns the exit code: 0 done, 2 wrong input, of which one line says what would be right."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxdiff.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="a diffusers folder, a .pt or .safetensors file, or a workdir")
+    parser.add_argument("target", type=Path, help="what to make: a workdir, or a folder")
+    parser.add_argument("--to", choices=("workdir", "diffusers", "safetensors"), default="workdir")
+    parser.add_argument("--null-class", action="store_true", help="the last of the model's classes means 'no class'")
+    parser.add_argument("--project", choices=tuple(FLAGS), help="what wrote the .pt file")
+    parser.add_argument("--flags", default="", help="its MODEL_FLAGS and DIFFUSION_FLAGS, in one string")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.to == "workdir":
+            lines = import_run(
+                arguments.source, arguments.target, arguments.null_class, arguments.project, arguments.flags
+            )
+        else:
+            lines = export_run(arguments.source, arguments.target, arguments.to)
+    except UserError as error:
+        print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print("\n".join(lines), flush=True)
+    return 0
+
+
+def import_run(source: Path, workdir: Path, null_class: bool, project: str | None, flags: str) -> list[str]:
+    """Makes a workdir of another project's model; returns what to say of it.
+
+    Raises:
+      UserError: the model does not fit ours, or the workdir is taken; nothing was written.
+    """
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir} is not empty; choose a new workdir")
+    if source.is_dir():
+        found, scheduler = read_unet(source, null_class=null_class), _scheduler(source)
+    elif not source.exists():
+        raise UserError(f"{source} does not exist; give a diffusers folder, or a .pt or .safetensors file")
+    elif source.suffix in (".pt", ".pth", ".safetensors"):
+        if project is None:
+            raise UserError(f"{source} says nothing of its network: add --project ({', '.join(FLAGS)}) and --flags")
+        given = _flags(flags)
+        found = read_openai(source, given, project=project)
+        scheduler = scheduler_from_config(openai_diffusion(given, project))
+    else:
+        raise UserError(
+            f"{source} cannot be read; give a diffusers folder, or a .pt or .safetensors file (TensorFlow's "
+            "checkpoints of DDPM are not read: their diffusers versions, google/ddpm-*, are)"
+        )
+    config, notes = _config(found, scheduler, workdir)
+    broken = [path for path, leaf in names.leaf_paths(found.params) if not np.all(np.isfinite(leaf))]
+    if broken:
+        raise UserError(f"{source} holds values that are not finite, in {', '.join(broken)}")
+    state = init_state(jax.device_put(found.params), make_optimizer(**vars(config.optimizer)))
+    about = {"shape": list(found.image_shape), "num_classes": config.model.num_classes, "fingerprint": None}
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, {**about, "source": str(source), "skipped": 0, "time": time.time()}, wait=True)
+    write_whole(workdir / "config.py", _as_python(config, source).encode())
+    write_whole(workdir / "config.json", to_json(config).encode())
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
+    return [*(f"note: {note}" for note in notes), f"{count:,} parameters of {source} in {workdir}"]
+
+
+def _scheduler(source: Path) -> Scheduler:
+    try:
+        return read_scheduler(source)
+    except UserError as error:
+        if "has no scheduler_config.json" not in str(error):
+            raise
+        return scheduler_from_config({"_class_name": "DDPMScheduler"})
+
+
+def _flags(text: str) -> dict[str, str]:
+    """ "--image_size 64 --class_cond=True" -> {"image_size": "64", "class_cond": "True"}."""
+    words = [part for word in shlex.split(text) for part in word.split("=", 1)]
+    if len(words) % 2 or any(not name.startswith("--") for name in words[::2]):
+        raise UserError("--flags must be like --flags '--image_size 64 --class_cond True'")
+    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def _config(found: Imported, scheduler: Scheduler, workdir: Path) -> tuple[Config, list[str]]:
+    """The config of the run, and what it cannot say."""
+    h, w, channels = found.image_shape
+    fields = dict(found.fields)
+    if (outputs := fields.pop("out_channels")) != channels:
+        raise UserError(f"a run predicts as many channels as its images have: {channels}, not {outputs}")
+    diffusion = dataclasses.replace(_diffusion(scheduler), class_dropout=0.1 if _guided(found) else 0.0)
+    sampling, notes = _sampling(scheduler)
+    config = Config(
+        workdir=str(workdir),
+        data=Data(name="folder", resize=h if h == w else None),
+        model=Model(**fields),
+        diffusion=diffusion,
+        train=Train(batch_size=16),
+        sampling=sampling,
+    )
+    return validate(config), [*found.notes, *scheduler.notes, *notes]
+
+
+def _guided(found: Imported) -> bool:
+    """Whether the last row of the class table was trained to mean "no class"."""
+    return bool(found.fields["num_classes"]) and bool(
+        np.any(np.asarray(found.params["embedding"]["classes"]["embedding"][-1]))
+    )
+
+
+def _diffusion(scheduler: Scheduler) -> Diffusion:
+    """The Diffusion whose betas are theirs."""
+    betas = scheduler.schedule.betas
+    kinds = typing.get_args(typing.get_type_hints(Diffusion)["schedule"])
+    for kind in kinds:
+        for zero_snr in (False, True):
+            diffusion = Diffusion(kind, scheduler.config["num_train_timesteps"], zero_snr, scheduler.prediction)
+            try:
+                same = build_schedule(Config(diffusion=diffusion)).betas
+            except ValueError:  # betas that reach 1 with so few steps
+                continue
+            if betas is not None and same is not None and np.allclose(same, betas, rtol=1e-6, atol=0):
+                return diffusion
+    raise UserError(
+        f"the scheduler's betas are those of none of a run's schedules ({', '.join(kinds)}); use "
+        "jaxdiff.interop.read_unet and read_scheduler in Python, which take any"
+    )
+
+
+def _sampling(scheduler: Scheduler) -> tuple[Sampling, list[str]]:
+    """Their way to sample as a run's default, and where it differs."""
+    c, notes = scheduler.config, []
+    method = scheduler.method
+    if method not in typing.get_args(typing.get_type_hints(Sampling)["sampler"]):
+        notes.append(f"{method} is not yet a run's sampler: ddim is used")
+        method = "ddim"
+    top = c["num_train_timesteps"]
+    steps, spacing = min(STEPS[method], top), c["timestep_spacing"]
+    if steps == top or method.startswith("dpmpp"):
+        spacing = "trailing" if steps == top else spacing  # all of the steps, whatever the spacing
+    if c["steps_offset"] and spacing == "leading":
+        notes.append(f"steps_offset={c['steps_offset']}: the run's leading steps have no offset")
+    if scheduler.last_entry:
+        notes.append(
+            "the last step goes to the image (t = 0), theirs to t = 1/T (set_alpha_to_one or final_sigmas_type)"
+        )
+    threshold = "dynamic" if c.get("thresholding") else "static" if c.get("clip_sample") else "none"
+    if threshold == "static" and (c["clip_sample_range"] != 1 or method == "ddim"):
+        notes.append("clip_sample: x_0 is clipped to [-1, 1], and the noise follows from it (theirs stays as it was)")
+    if threshold == "dynamic":
+        notes.append("thresholding: to the percentile 0.995, and the noise follows from x_0")
+    variance = scheduler.options.get("variance", "small") if method == "ddpm" else "small"
+    return Sampling(sampler=method, steps=steps, variance=variance, spacing=spacing, threshold=threshold), notes
+
+
+def _as_python(config: Config, source: Path) -> str:
+    """A config file for train.py: what differs from the defaults."""
+    groups = []
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), getattr(Config(), field.name)
+        if dataclasses.is_dataclass(value) and value != default:
+            parts = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+            inside = ", ".join(f"{name}={part!r}" for name, part in parts if part != getattr(default, name))
+            groups.append(f"    {field.name}={type(value).__name__}({inside}),\n")
+        elif value != default:
+            groups.append(f"    {field.name}={value!r},\n")
+    imports = "Config, Data, Diffusion, Model, Sampling, Train"
+    return (
+        f'"""{source.name}, imported; `train.py {config.workdir}/config.py --data.path PHOTOS` trains on."""\n\n'
+        f"from jaxdiff.config import {imports}\n\nconfig = Config(\n{''.join(groups)})\n"
+    )
+
+
+def export_run(workdir: Path, folder: Path, to: str) -> list[str]:
+    """Writes the EMA parameters of a run in another form; returns what to say of it.
+
+    Raises:
+      UserError: there is no run, the folder is taken, or it has no such form; nothing was written.
+    """
+    config = read_run(workdir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; choose a new folder")
+    state, meta = restore_with_meta(workdir)
+    h, w, c = meta["shape"]
+    params = jax.tree.map(np.asarray, state.ema_params)
+    if to == "diffusers":
+        fields = {"out_channels": c, **vars(config.model)}
+        export_pipeline(fields, params, (h, w, c), build_schedule(config), config.diffusion.prediction, folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {path.replace("/", "."): leaf for path, leaf in names.leaf_paths(params)}
+        safetensors.write(folder / "model.safetensors", tensors, {"format": "jaxdiff", "step": str(int(state.step))})
+        about: dict[str, Any] = {"image_shape": [h, w, c], **json.loads(to_json(config))}
+        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    name = type(build_model(config, c)).__name__
+    return [f"{name} of step {int(state.step)} (EMA) of {workdir} in {folder}"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""`python -m jaxdiff.convert`: what it makes is an ordinary run, and what does not fit leaves nothing behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxdiff.builders import build_model, build_schedule
+from jaxdiff.config_files import load, read_run, refuse_other_run
+from jaxdiff.convert import main
+from jaxdiff.interop import names, read_scheduler, read_unet
+from jaxdiff.interop.diffusers import abstract_params
+from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
+from jaxdiff.training.optimizer import make_optimizer
+from jaxdiff.training.state import init_state
+
+ROOT = Path(__file__).parent.parent / "fixtures" / "interop"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Path(shutil.copytree(ROOT / "defaults", tmp_path / "model"))
+
+
+def refused(argv, capsys):
+    assert main([str(a) for a in argv]) == 2
+    return capsys.readouterr().err
+
+
+def test_imported_run_is_a_run(tmp_path):
+    """Its config builds the network of its parameters, and its state is what training starts from."""
+    workdir = tmp_path / "run"
+    assert main([str(ROOT / "adm"), str(workdir), "--null-class"]) == 0
+    config, found = read_run(workdir), read_unet(ROOT / "adm", null_class=True)
+    state, meta = restore_with_meta(workdir)
+    assert meta["shape"] == [16, 16, 3] and int(state.step) == 0
+    assert build_model(config, 3) == found.network and config.diffusion.class_dropout > 0
+    for ours, theirs in zip(jax.tree.leaves(state.ema_params), jax.tree.leaves(found.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    betas = build_schedule(config).betas
+    np.testing.assert_allclose(betas, read_scheduler(ROOT / "adm").schedule.betas, rtol=1e-12)
+    sampling = config.sampling
+    assert (sampling.sampler, sampling.variance, sampling.steps) == ("ddpm", "large", 1000)
+
+    wanted = jax.eval_shape(
+        lambda: init_state(
+            jax.tree.map(lambda p: jax.numpy.zeros(p.shape), abstract_params(found.network, (16, 16, 3))),
+            make_optimizer(**vars(config.optimizer)),
+        )
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=device), wanted)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.restore(wanted)
+
+
+def test_config_py_is_the_run_s_config(tmp_path):
+    assert main([str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")]) == 0
+    config = load(str(tmp_path / "run" / "config.py"), Path("configs"))
+    assert config == read_run(tmp_path / "run")
+    refuse_other_run(config, config)
+
+
+def test_export_is_what_was_imported(tmp_path):
+    main([str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")])
+    assert main([str(tmp_path / "run"), str(tmp_path / "diffusers"), "--to", "diffusers"]) == 0
+    first, again = read_unet(ROOT / "ddpm_cifar10"), read_unet(tmp_path / "diffusers")
+    assert first.fields == again.fields
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    betas = read_scheduler(tmp_path / "diffusers").schedule.betas
+    np.testing.assert_allclose(betas, build_schedule(read_run(tmp_path / "run")).betas, rtol=1e-12)
+    assert json.loads((tmp_path / "diffusers" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+
+    assert main([str(tmp_path / "run"), str(tmp_path / "plain"), "--to", "safetensors"]) == 0
+    plain = safetensors.numpy.load_file(tmp_path / "plain" / "model.safetensors")
+    ours = {path.replace("/", "."): leaf for path, leaf in names.leaf_paths(first.params)}
+    assert plain.keys() == ours.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(plain[name], value)
+    assert json.loads((tmp_path / "plain" / "config.json").read_text())["image_shape"] == [16, 16, 3]
+
+
+def test_nothing_is_written_unless_everything_fits(folder, tmp_path, capsys):
+    target = tmp_path / "run"
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["conv_in.bias"][0] = np.nan
+    safetensors.numpy.save_file(tensors, path)
+    assert "not finite, in conv_in/bias" in refused([folder, target], capsys)
+    del tensors["conv_in.bias"]
+    safetensors.numpy.save_file(tensors, path)
+    assert "missing: conv_in.bias" in refused([folder, target], capsys)
+    assert "does not exist" in refused([tmp_path / "nowhere", target], capsys)
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    assert "TensorFlow" in refused([tmp_path / "model.ckpt", target], capsys)
+    assert "add --project" in refused([ROOT / "state.pt", target], capsys)
+    wrong = [
+        ROOT / "state.pt",
+        target,
+        "--project",
+        "guided-diffusion",
+        "--flags",
+        "--image_size 16 --channel_mult 1,2",
+    ]
+    assert "tensors are wrong" in refused(wrong, capsys)
+    assert "--flags must be like" in refused([*wrong[:-1], "image_size 16"], capsys)
+    assert not target.exists()
+
+
+def test_a_schedule_that_no_run_has_is_refused(folder, tmp_path, capsys):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_end": 0.03}))
+    assert "none of a run's schedules" in refused([folder, tmp_path / "run"], capsys)
+
+
+def test_what_a_run_cannot_say_is_noted(folder, tmp_path, capsys):
+    config = {"_class_name": "DDIMScheduler", "steps_offset": 1, "set_alpha_to_one": False}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert main([str(folder), str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "steps_offset=1" in said and "set_alpha_to_one" in said and "clip_sample" in said
+    assert read_run(tmp_path / "run").sampling.spacing == "leading"
+
+
+def test_taken_folders_are_left_alone(tmp_path, capsys):
+    (tmp_path / "mine").write_text("")
+    assert "is not empty" in refused([ROOT / "defaults", tmp_path], capsys)
+    main([str(ROOT / "defaults"), str(tmp_path / "run")])
+    assert "is not empty" in refused([tmp_path / "run", tmp_path, "--to", "diffusers"], capsys)
+    assert "holds no run" in refused([tmp_path, tmp_path / "new", "--to", "diffusers"], capsys)
