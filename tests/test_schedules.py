@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import noise_loss_floor
+from tests.oracles import noise_loss_floor
 
 from jaxdiff import schedules
 
