@@ -54,12 +54,17 @@ def _split(batch: Any, pieces: int) -> Any:
 
 
 def _loss_and_grads(
-    loss_fn: LossFn, params: Any, batch: Batch, keys: Key[Array, " batch"], accumulate: int
+    loss_fn: LossFn,
+    gather: Callable[[Any], Any],
+    params: Any,
+    batch: Batch,
+    keys: Key[Array, " batch"],
+    accumulate: int,
 ) -> tuple[Float[Array, ""], Any]:
     """The mean loss over the batch and its gradient, in `accumulate` micro-batches of equal size."""
 
     def mean_loss(params: Any, batch: Batch, keys: Key[Array, " batch"]) -> Float[Array, ""]:
-        return jnp.mean(loss_fn(params, batch, keys).astype(jnp.float32))
+        return jnp.mean(loss_fn(gather(params), batch, keys).astype(jnp.float32))
 
     if accumulate == 1:
         return jax.value_and_grad(mean_loss)(params, batch, keys)
@@ -78,7 +83,7 @@ def make_train_step(
     ema: Callable[[Any, Any, Int[Array, ""]], Any],
     accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make step(state, batch, key, axis_name=None) -> (state, metrics), to be compiled by `parallel.compile_step`.
+    """Make step(state, batch, key) -> (state, metrics), to be compiled by `parallel.compile_step`.
 
     The loss is averaged over the global batch once. A step whose loss or gradient norm is not finite leaves
     parameters, average and optimizer bit for bit as they were; only `step` moves on, so the next batch is another.
@@ -93,7 +98,8 @@ def make_train_step(
 
     Returns:
       The step. `batch` needs "row", each example's index in the global batch; metrics are float32 scalars: loss,
-      grad_norm (before clipping) and skipped (1 where the guard held the state).
+      grad_norm (before clipping) and skipped (1 where the guard held the state). Two keyword arguments are for the
+      compiler's use: axis_name (pmap's axis to average over) and gather (params -> whole params, where split).
 
     Raises:
       ValueError: accumulate < 1, or, when traced, a batch that does not split.
@@ -111,10 +117,14 @@ def make_train_step(
         raise ValueError(f"accumulate={accumulate} is out of range; it must be >= 1")
 
     def step(
-        state: TrainState, batch: Batch, key: Key[Array, ""], axis_name: str | None = None
+        state: TrainState,
+        batch: Batch,
+        key: Key[Array, ""],
+        axis_name: str | None = None,
+        gather: Callable[[Any], Any] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, batch["row"])
-        loss, grads = _loss_and_grads(loss_fn, state.params, batch, keys, accumulate)
+        loss, grads = _loss_and_grads(loss_fn, gather, state.params, batch, keys, accumulate)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
         grad_norm = optax.tree.norm(grads)
