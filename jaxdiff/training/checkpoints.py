@@ -25,13 +25,14 @@ from jaxdiff.training.reading import (
     Corrupt,
     candidates,
     directory_of,
+    known_steps,
     read,
     steps_in,
 )
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.storage_faults import kind, reason, remedy
 
-__all__ = ["CheckpointError", "Checkpoints", "restore"]
+__all__ = ["CheckpointError", "Checkpoints", "restore", "restore_with_meta"]
 
 
 def report(line: str) -> None:
@@ -67,10 +68,11 @@ class Checkpoints:
             self._remove_temporaries()
         except OSError as error:
             raise CheckpointError(f"cannot write to {self._directory}: {reason(error)}; {remedy(error)}") from error
-        # Floats hardly compress: raw files are 7 % larger and cost a tenth of the time.
+        # Floats hardly compress: raw files are 7 % larger, and a large leaf is written in under half the time.
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
-                state=ocp.PyTreeCheckpointHandler(use_compression=False), meta=ocp.JsonCheckpointHandler()
+                state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
+                meta=ocp.JsonCheckpointHandler(),
             )
         )
 
@@ -93,12 +95,7 @@ class Checkpoints:
         Raises:
           CheckpointError: all that is left are checkpoints set aside: a run never starts again from 0 by itself.
         """
-        steps = self.steps()
-        if not steps and list(self._directory.glob("corrupt-*")):
-            raise CheckpointError(
-                f"every checkpoint in {self._directory} is corrupt (set aside as corrupt-*); put a good copy back, "
-                "or remove the folder to start from step 0"
-            )
+        steps = known_steps(self._directory)
         return steps[-1] if steps else None
 
     def save(self, state: TrainState, meta: dict[str, Any] | None = None, wait: bool = False) -> None:
@@ -171,7 +168,6 @@ class Checkpoints:
           UserError: there is no such checkpoint, or it does not fit the run; every differing leaf is named.
           CheckpointError: the step asked for is corrupt, or all are; or the store cannot be read.
         """
-        self.latest()
         steps = candidates(self._directory, step)
         for candidate, older in zip(steps, [*steps[1:], None], strict=True):
             try:

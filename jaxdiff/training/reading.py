@@ -3,25 +3,25 @@
 import os
 import re
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
-from orbax.checkpoint import checkpoint_utils
 
 from jaxdiff.errors import UserError
 from jaxdiff.training import integrity
-from jaxdiff.training.storage_faults import chain, kind, reason, remedy
+from jaxdiff.training.storage_faults import kind, reason, remedy
 
 ATTEMPTS = 3  # of a save or a read on a store that fails now and then
 PATIENCE_S = 1.0  # before the second attempt; twice that before the third
 MANIFEST_BYTES = 2**26
+Index = tuple[slice, ...] | None
 
 
 class CheckpointError(RuntimeError):
@@ -47,9 +47,20 @@ def steps_in(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in paths if local or ocp.utils.is_checkpoint_finalized(path))
 
 
+def known_steps(directory: epath.Path) -> list[int]:
+    """The same, none only where there never was one: a run whose checkpoints all failed never starts again from 0."""
+    steps = steps_in(directory)
+    if not steps and list(directory.glob("corrupt-*")):
+        raise CheckpointError(
+            f"every checkpoint in {directory} is corrupt (set aside as corrupt-*); put a good copy back, or remove "
+            "the folder to start from step 0"
+        )
+    return steps
+
+
 def candidates(directory: epath.Path, step: int | None) -> list[int]:
     """The steps to try, newest first."""
-    steps = steps_in(directory)
+    steps = known_steps(directory)
     if not steps:
         raise UserError(f"no checkpoint in {directory}; train first, or name the workdir of a run")
     if step is None:
@@ -115,28 +126,44 @@ def _placed(
 
 
 def _arrays(path: epath.Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Read this process's shards. It waits for no other process, so that one that fails leaves none hanging."""
-    index = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"read{index}"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    arguments = ocp.args.PyTreeRestore(item=abstract, restore_args=checkpoint_utils.construct_restore_args(abstract))
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                flat = reader.restore(path, args=arguments)
-                return {name: flat[name] for name in abstract}  # Orbax sorts them
-            except Exception as error:  # Orbax raises Exception itself; none is dropped here
-                if kind(error) == "corrupt":
-                    raise Corrupt(f"{_leaf_in(error, abstract)}: {reason(error)}") from error
-                if attempt == ATTEMPTS or kind(error) == "hopeless":
-                    raise CheckpointError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
-            time.sleep(PATIENCE_S * 2 ** (attempt - 1))
+    """Read this process's shards from the files Orbax wrote: zarr arrays in one OCDBT store.
+
+    Orbax's own restore waits for the other processes, which hang if one cannot read, does not say which array
+    failed, and of several failures reports the rest on stderr later.
+    """
+    place = os.fspath(path)
+    base = f"{place}/" if "://" in place else {"driver": "file", "path": f"{place}/"}
+    context = ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})
+    for attempt in range(1, ATTEMPTS + 1):
+        name, opening, reading, flat = "state", {}, {}, {}
+        try:
+            for name in abstract:
+                store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+                spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
+                opening[name] = ts.open(spec, context=context, open=True)
+            for name, leaf in abstract.items():
+                reading[name] = _start(opening[name].result(), leaf)
+            for name, leaf in abstract.items():
+                flat[name] = _finish(reading[name], leaf)
+            return flat
+        except (OSError, ValueError) as error:
+            if kind(error) == "corrupt":
+                raise Corrupt(f"{name}: {reason(error)}") from error
+            if attempt == ATTEMPTS or kind(error) == "hopeless":
+                raise CheckpointError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
+        time.sleep(PATIENCE_S * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")
 
 
-def _leaf_in(error: BaseException, names: Iterable[str]) -> str:
-    """The leaf that the messages name."""
-    text = " ".join(str(link) for link in chain(error))
-    return next((name for name in names if re.search(rf"(?<![\w/]){re.escape(name)}(?!\w)", text)), "state")
+def _start(stored: ts.TensorStore, leaf: jax.ShapeDtypeStruct) -> dict[Index, ts.Future]:
+    """Start to read each block of a leaf that this process holds, once however many devices copy it."""
+    if stored.shape != leaf.shape or stored.dtype.name != leaf.dtype.name:
+        raise ValueError(f"stored as {stored.dtype.name}{list(stored.shape)}")
+    blocks = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+    return {block: stored[block].read() for block in dict.fromkeys(blocks)}
+
+
+def _finish(reading: dict[Index, ts.Future], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The leaf on its devices, when its blocks are read."""
+    blocks = {block: future.result() for block, future in reading.items()}
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda block: blocks[block])

@@ -216,6 +216,8 @@ def test_when_all_are_corrupt_it_stops_for_good(workdir):
                 store.restore(make_state(0))
             with pytest.raises(checkpoints.CheckpointError, match=r"every checkpoint in .* is corrupt"):
                 store.latest()
+        with pytest.raises(checkpoints.CheckpointError, match=r"every checkpoint in .* is corrupt"):
+            checkpoints.restore(workdir)
 
 
 def test_a_checkpoint_that_does_not_fit_names_every_leaf_and_stays(workdir):
