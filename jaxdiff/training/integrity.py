@@ -215,7 +215,7 @@ def _leaf(name: str, entry: Any) -> Leaf:
     shape, dtype, total = entry
     if not all(_count(size) for size in shape) or math.prod(shape) >= 2**48:
         raise ValueError(f"the manifest's shape {shape} of {name!r} is not a shape")
-    if dtype not in DTYPES or not _count(total):
+    if not isinstance(dtype, str) or dtype not in DTYPES or not _count(total):
         raise ValueError(f"the manifest's dtype or checksum of {name!r} is not one")
     return Leaf(tuple(shape), dtype, total)
 
