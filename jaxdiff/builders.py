@@ -16,7 +16,7 @@ from jaxdiff.denoisers import Denoiser, as_denoiser, dynamic_threshold, static_t
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import classifier_free
 from jaxdiff.models import UNet, check
-from jaxdiff.samplers import Sampler, Trajectory, ddim, ddpm, sample, sample_keys
+from jaxdiff.samplers import Sampler, Trajectory, by_name, sample, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.times import time_grid
 
@@ -90,7 +90,7 @@ def build_loss(config: Config, model: UNet) -> Callable[[Any, dict[str, Array], 
             hide = jax.vmap(lambda key: jax.random.bernoulli(key, config.diffusion.class_dropout))(class_keys)
             cond = jnp.where(hide, num_classes, batch["label"])
 
-        def predict(x_t: Array, t: Array, cond: Array | None) -> Array:
+        def predict(x_t: Array, t: Array, cond: Array | None) -> Any:
             keys = dropout_keys if config.model.dropout else None
             return model.apply({"params": params}, x_t, t, cond, dropout_keys=keys)
 
@@ -123,7 +123,7 @@ def build_denoiser(
     schedule = build_schedule(config)
 
     def denoiser(cond: Array | None) -> Denoiser:
-        def predict(x_t: Array, t: Array, cond: Array | None) -> Array:
+        def predict(x_t: Array, t: Array, cond: Array | None) -> Any:
             return model.apply({"params": params}, x_t, t, cond)
 
         return as_denoiser(predict, schedule=schedule, prediction=config.diffusion.prediction, cond=cond)
@@ -138,7 +138,8 @@ def build_denoiser(
 
 def build_sampler(sampling: Sampling, eta: Any) -> Sampler:
     """The sampling method; eta may be a traced value."""
-    return ddpm(sampling.variance) if sampling.sampler == "ddpm" else ddim(eta)
+    options = {"variance": sampling.variance} if sampling.sampler == "ddpm" else {}
+    return by_name(sampling.sampler, **options, **({} if sampling.eta is None else {"eta": eta}))
 
 
 def build_sample(
@@ -186,7 +187,7 @@ def build_sample(
         for start in range(0, num, batch_size):
             at = np.minimum(start + np.arange(batch_size), num - 1)
             portion = None if labels is None else jax.device_put(labels[at].astype(np.int32), rows)
-            values = (times, np.float32(sampling.eta), np.float32(sampling.guidance))
+            values = (times, np.float32(sampling.eta or 0), np.float32(sampling.guidance))
             batches.append(jax.device_get(run(params, key, np.int32(start), portion, *values)))
         if trajectory:
             x, walk = batches[0]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxdiff.config import Config, flat, validate
+from jaxdiff.config import Config, Method, flat, validate
 from jaxdiff.config_files import load
 from jaxdiff.errors import UserError
 from jaxdiff.schema import nearest
@@ -35,12 +35,12 @@ class SampleArguments:
 
     workdir: tyro.conf.Positional[Path]
     """The run."""
-    sampler: str | None = None
+    sampler: Method | None = None
     """Sampling method; default: the run's own, and so for the next three."""
     steps: int | None = None
     """Sampling steps."""
     eta: float | None = None
-    """Randomness of DDIM, 0 to 1."""
+    """Randomness, 0 to 1, of a method that has it."""
     guidance: float | None = None
     """Classifier-free guidance scale."""
     seed: int = 0
@@ -95,7 +95,7 @@ def _sample(argv: list[str]) -> tuple[int, str]:
     _use_compilation_cache()
     from jaxdiff import sampling_job
 
-    return 0, sampling_job.draw(sampling_job.Request(**vars(arguments)))
+    return sampling_job.draw(sampling_job.Request(**vars(arguments)))
 
 
 def _parse[T](kind: type[T], argv: list[str], names: list[str], program: str, **keywords: Any) -> T:
@@ -127,9 +127,11 @@ def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
     try:
         code, line = body()
     except UserError as error:
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(line, flush=True)
+        code, line = 2, " ".join(str(error).split())
+    if code:
+        print(f"{program}: {line}", file=sys.stderr)
+    else:
+        print(line, flush=True)
     return code
 
 

@@ -1,11 +1,32 @@
 """What a run is: frozen dataclasses, and what makes them valid. Their files are read in config_files.py."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from jaxdiff import samplers
 from jaxdiff.errors import UserError
 from jaxdiff.schema import decode
+
+Method = Literal[
+    "ddpm",
+    "ddim",
+    "euler",
+    "heun",
+    "dpm_solver_1",
+    "dpm_solver_2",
+    "dpm_solver_3",
+    "dpmpp_2s",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "unipc",
+    "deis",
+    "plms",
+    "lcm",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,12 +143,12 @@ class Train:
 class Sampling:
     """How pictures are drawn, while training and by default in sample.py."""
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """Sampling method."""
+    sampler: Method = "ddim"
+    """Sampling method, see jaxdiff.samplers."""
     steps: int = 50
     """Sampling steps."""
-    eta: float = 0.0
-    """Randomness of DDIM: 0 none, 1 ancestral."""
+    eta: float | None = None
+    """Randomness of a method that has it, 0 to 1; None is the method's own: 0 for ddim, 1 for the SDE methods."""
     variance: Literal["small", "large"] = "small"
     """Variance of a DDPM step: beta-tilde or beta."""
     guidance: float = 1.0
@@ -240,8 +261,9 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if sampling.steps > diffusion.num_steps:
         yield f"sampling.steps={sampling.steps} exceeds the process; use at most {diffusion.num_steps}"
-    if sampling.eta and sampling.sampler != "ddim":
-        yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}; use ddim, or eta 0"
+    random = [name for name, make in samplers.METHODS.items() if "eta" in inspect.signature(make).parameters]
+    if sampling.eta is not None and sampling.sampler not in random:
+        yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}, only to {', '.join(random)}"
     if sampling.variance == "large" and sampling.sampler != "ddpm":
         yield f"sampling.variance 'large' means nothing to {sampling.sampler}; use ddpm, or variance small"
     if sampling.variance == "large" and sampling.spacing == "leading":

@@ -14,7 +14,7 @@ from jaxdiff.config import Config, flat, validate
 from jaxdiff.errors import UserError
 from jaxdiff.schema import decode, nearest
 
-_MAX_BYTES = 1 << 16  # of config.json; a longer file is cut, and then is not JSON
+_MAX_BYTES = 1 << 16  # of config.json
 
 # What a run may change when it goes on: nothing here alters the numbers of a training step. Another number of
 # devices changes the order of floating-point sums only. train.steps may not fall below what is already done.
@@ -98,6 +98,6 @@ def read_run(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json); train one with train.py --workdir {workdir}")
-    with path.open("rb") as file:
-        content = file.read(_MAX_BYTES)
-    return from_json(content.decode(errors="replace"), str(path))
+    if path.stat().st_size > _MAX_BYTES:
+        raise UserError(f"{path} is larger than {_MAX_BYTES} bytes; it is not one that jaxdiff wrote")
+    return from_json(path.read_text(errors="replace"), str(path))

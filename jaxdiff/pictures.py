@@ -69,9 +69,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def trajectory_sheet(
-    x_t: Float[np.ndarray, "steps+1 n h w c"],
+    x_t: Float[np.ndarray, "states n h w c"],
     x_0: Float[np.ndarray, "steps n h w c"],
-    times: Float[np.ndarray, " steps+1"],
+    times: Float[np.ndarray, " states"],
     columns: int = 6,
 ) -> UInt8[np.ndarray, "H W c"]:
     """The walk from noise to image: per sample a row of x_t and one of the x_0 estimate, noise falling.
@@ -91,14 +91,14 @@ def trajectory_sheet(
     """
     at = np.unique(np.rint(np.linspace(0, len(times) - 1, columns)).astype(int))
     walk = _walk(x_t, x_0)[at]
-    return _labelled(walk.reshape(-1, *walk.shape[3:]), 2 * walk.shape[1], [_level(t) for t in times[at]])
+    return _labelled(walk.reshape(-1, *walk.shape[3:]), 2 * walk.shape[1], [_level(float(t)) for t in times[at]])
 
 
 def write_trajectory_gif(
     path: Path,
-    x_t: Float[np.ndarray, "steps+1 n h w c"],
+    x_t: Float[np.ndarray, "states n h w c"],
     x_0: Float[np.ndarray, "steps n h w c"],
-    times: Float[np.ndarray, " steps+1"],
+    times: Float[np.ndarray, " states"],
     max_frames: int = 60,
 ) -> None:
     """The same walk as an animation: x_t in the upper row, the x_0 estimates below, ending on the images.
@@ -112,7 +112,7 @@ def write_trajectory_gif(
     """
     walk = _walk(x_t, x_0)
     at = np.unique(np.rint(np.linspace(0, len(times) - 1, max_frames)).astype(int))
-    frames = [_pil(_labelled(walk[i].reshape(-1, *walk.shape[3:]), 2, [_level(times[i])])) for i in at]
+    frames = [_pil(_labelled(walk[i].reshape(-1, *walk.shape[3:]), 2, [_level(float(times[i]))])) for i in at]
     buffer = io.BytesIO()
     durations = [80] * (len(frames) - 1) + [2000]  # milliseconds
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend import core
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # pyright: ignore[reportPrivateImportUsage]
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
@@ -26,22 +26,24 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     return _flops(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _flops(jaxpr: core.Jaxpr) -> int:
+def _flops(jaxpr: Jaxpr) -> int:
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _equation_flops(equation: core.JaxprEqn) -> int:
+def _equation_flops(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
+    shapes: list[tuple[int, ...]] = [getattr(var.aval, "shape", ()) for var in equation.invars]
+    outputs = sum(math.prod(getattr(var.aval, "shape", ())) for var in equation.outvars)
     if name == "dot_general":
         (contracting, _), _ = params["dimension_numbers"]
-        terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
-        return 2 * terms * equation.outvars[0].aval.size
+        terms = math.prod(shapes[0][axis] for axis in contracting)
+        return 2 * terms * outputs
     if name == "conv_general_dilated":
         # A zero that dilation put between inputs is no product: an output sees one in prod(lhs_dilation) of the taps.
         _, channels, *taps = params["dimension_numbers"].rhs_spec
-        kernel = equation.invars[1].aval.shape
+        kernel = shapes[1]
         terms = kernel[channels] * math.prod(kernel[axis] for axis in taps)
-        return 2 * terms * equation.outvars[0].aval.size // math.prod(params["lhs_dilation"])
+        return 2 * terms * outputs // math.prod(params["lhs_dilation"])
     if name == "scan":
         return params["length"] * _flops(params["jaxpr"].jaxpr)
     if name == "cond":
@@ -50,10 +52,10 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
     return inner * params["mesh"].size if name == "shard_map" else inner
 
 
-def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
+def _inner(params: dict[str, Any]) -> list[Jaxpr]:
     """The jaxprs among an equation's parameters: calls, loops, rematerialisation, custom derivatives."""
-    closed = [value.jaxpr for value in params.values() if isinstance(value, core.ClosedJaxpr)]
-    return closed + [value for value in params.values() if isinstance(value, core.Jaxpr)]
+    values = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in params.values()]
+    return [value for value in values if isinstance(value, Jaxpr)]
 
 
 class Memory(NamedTuple):
@@ -77,6 +79,6 @@ class Memory(NamedTuple):
 
 def step_memory(compiled: jax.stages.Compiled) -> Memory:
     """What XLA has planned for a program from `.lower(...).compile()`."""
-    plan = compiled.memory_analysis()
+    plan: Any = compiled.memory_analysis()
     outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(plan.argument_size_in_bytes, outputs, plan.temp_size_in_bytes)

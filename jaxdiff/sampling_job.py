@@ -12,10 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
 from jaxdiff.builders import build_model, build_sample, build_times, check_run
-from jaxdiff.config import Config, Sampling, validate
+from jaxdiff.config import Config, Method, Sampling, validate
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
-from jaxdiff.training.checkpoints import restore_with_meta
+from jaxdiff.training.checkpoints import CheckpointError, restore_with_meta
 from jaxdiff.training.parallel import make_mesh
 
 SUFFIXES = {"": "a folder", ".png": "a grid", ".npz": "arrays", ".gif": "an animated trajectory"}
@@ -27,7 +27,7 @@ class Request:
     """What sample.py was asked for; None is the run's own or the usual choice."""
 
     workdir: Path
-    sampler: str | None = None
+    sampler: Method | None = None
     steps: int | None = None
     eta: float | None = None
     guidance: float | None = None
@@ -39,8 +39,8 @@ class Request:
     out: Path | None = None
 
 
-def draw(request: Request) -> str:
-    """Draws samples and writes them; returns the line that says where.
+def draw(request: Request) -> tuple[int, str]:
+    """Draws samples and writes them; returns the exit code, and the line that says where they are.
 
     Raises:
       UserError: there is no run or checkpoint, or the request does not fit it; nothing was written.
@@ -53,7 +53,10 @@ def draw(request: Request) -> str:
     _check_request(request, config, num, out)
 
     mesh = make_mesh()
-    state, meta = restore_with_meta(request.workdir, sharding=NamedSharding(mesh, PartitionSpec()))
+    try:
+        state, meta = restore_with_meta(request.workdir, sharding=NamedSharding(mesh, PartitionSpec()))
+    except CheckpointError as error:
+        return 1, str(error)
     shape = _shape(config, meta)
     model = build_model(config, shape[-1])
     labels = None
@@ -71,7 +74,7 @@ def draw(request: Request) -> str:
     else:
         _write(out, pictures.to_uint8(drawn), labels, len(request.classes) or config.model.num_classes)
     how = f"{sampling.sampler}, {sampling.steps} steps, {seconds:.1f} s"
-    return f"{num} samples of step {int(state.step)} ({how}) in {out}"
+    return 0, f"{num} samples of step {int(state.step)} ({how}) in {out}"
 
 
 def _sampling(base: Sampling, request: Request) -> Sampling:
@@ -79,7 +82,7 @@ def _sampling(base: Sampling, request: Request) -> Sampling:
     asked = {name: getattr(request, name) for name in ("sampler", "steps", "eta", "guidance")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if asked.get("sampler", base.sampler) != base.sampler:  # eta and variance were the other sampler's
-        base = dataclasses.replace(base, eta=0.0, variance="small")
+        base = dataclasses.replace(base, eta=None, variance="small")
     return dataclasses.replace(base, **asked)
 
 
@@ -132,7 +135,10 @@ def _write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: in
         pictures.write_png(out, pictures.grid(images, rows))
     elif out.suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=images, **({} if labels is None else {"labels": labels}))
+        if labels is None:
+            np.savez_compressed(buffer, images=images)
+        else:
+            np.savez_compressed(buffer, images=images, labels=labels)
         pictures.write_whole(out, buffer.getvalue())
     else:
         for name, image in _names(len(images), images):

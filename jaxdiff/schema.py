@@ -32,10 +32,10 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{name or 'the file'} must be an object")
-        kinds = typing.get_type_hints(kind)
+        kinds, make = typing.get_type_hints(kind), typing.cast(type, kind)
         for key in value.keys() - kinds.keys():
             raise UserError(f"unknown field {name + key!r}; did you mean {name + nearest(key, kinds)!r}?")
-        return kind(**{key: decode(kinds[key], item, f"{name}{key}.") for key, item in value.items()})
+        return make(**{key: decode(kinds[key], item, f"{name}{key}.") for key, item in value.items()})
     name, origin, options = name.rstrip("."), typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if value is None else decode(options[0], value, name)
@@ -47,7 +47,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
         return float(value)
     if origin is None and type(value) is kind:
         return value
-    wanted = f"one of {', '.join(options)}" if origin is Literal else getattr(kind, "__name__", kind)
+    wanted = f"one of {', '.join(map(str, options))}" if origin is Literal else getattr(kind, "__name__", kind)
     raise UserError(f"{name} is {value!r}; it must be {wanted}")
 
 

@@ -19,10 +19,10 @@ from jaxdiff.config_files import read_run, refuse_other_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.plan import count_flops, step_memory
 from jaxdiff.training import ema, parallel
-from jaxdiff.training.checkpoints import Checkpoints
+from jaxdiff.training.checkpoints import CheckpointError, Checkpoints
 from jaxdiff.training.data import Batches
 from jaxdiff.training.logs import Clock, Log, Progress, clock_time
-from jaxdiff.training.loop import Cadence, StopRequest, run
+from jaxdiff.training.loop import Cadence, DivergedError, StopRequest, run
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import TrainState, init_state
@@ -76,15 +76,22 @@ def train(config: Config, began: float) -> tuple[int, str]:
       began: when the process did, in `time.time` seconds.
 
     Returns:
-      The exit code, 0 (done) or 75 (stopped, everything saved), and the closing line.
+      The exit code and the closing line: 0 (done), 75 (stopped, everything saved), or 1 (it could not go on).
 
     Raises:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
     """
     with StopRequest() as stop:
         program = _Program(config)
-        with _owned(Path(config.workdir)) as workdir:
-            return _train(config, program, workdir, began, stop)
+        try:
+            with _owned(Path(config.workdir)) as workdir:
+                return _train(config, program, workdir, began, stop)
+        except (CheckpointError, DivergedError) as error:
+            return 1, str(error)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return 1, f"out of device memory; lower train.batch_size, or raise train.accumulate ({_first(error)})"
 
 
 def _train(config: Config, program: _Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
@@ -154,7 +161,7 @@ def _start(config: Config, program: _Program, checkpoints: Checkpoints) -> tuple
         return init(program.keys["init"]), {}
     state, meta = checkpoints.restore(program.abstract)
     done = int(state.step)
-    if meta.get("fingerprint") != program.source.fingerprint:
+    if meta.get("fingerprint") not in (None, program.source.fingerprint):  # None: imported, seen no data yet
         raise UserError(
             f"data.name={config.data.name} holds other images than when the run in {config.workdir} was saved; "
             "give them back, or choose another --workdir"
@@ -206,6 +213,10 @@ def _owned(workdir: Path) -> Iterator[Path]:
         file.write(f"process {os.getpid()} on {os.uname().nodename}")
         file.flush()
         yield workdir
+
+
+def _first(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _stopped(stop: StopRequest, done: int, steps: int, workdir: Path) -> str:

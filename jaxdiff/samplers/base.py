@@ -39,7 +39,7 @@ class Trajectory(NamedTuple):
     x_0: jax.Array
 
 
-def sample_keys(key: jax.Array, num: int, start: int = 0) -> jax.Array:
+def sample_keys(key: jax.Array, num: int, start: ArrayLike = 0) -> jax.Array:
     """One key per sample, [num]: sample i depends on (key, start + i) alone, not on how many are drawn.
 
     >>> all_keys, one = sample_keys(jax.random.key(0), 8), sample_keys(jax.random.key(0), 1, start=5)

@@ -43,7 +43,7 @@ def run(
     clock: Clock,
     save: Callable[[TrainState, int, int], None],
     draw: Callable[[TrainState, int], None],
-    report: Callable[[int, dict[str, float]], None],
+    report: Callable[[int, dict[str, Any]], None],
     show: Callable[[int, float, float], None],
     stop: Callable[[int], bool],
     skipped: int = 0,

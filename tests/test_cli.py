@@ -1,0 +1,382 @@
+"""train.py and sample.py end to end, in process, with a network of some hundred parameters on 4x4 images."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
+
+from jaxdiff import builders, cli, pictures, training_job
+from jaxdiff.config_files import read_run
+from jaxdiff.training import logs
+from jaxdiff.training.checkpoints import restore
+from jaxdiff.training.parallel import make_mesh
+
+CONFIG = """
+from jaxdiff.config import *
+config = Config(
+    data=Data(name="folder", path={path!r}),
+    model=Model(channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=2, dropout=0.1),
+    optimizer=Optimizer(learning_rate=1e-2, warmup_steps=2),
+    train=Train(steps=4, batch_size=8, checkpoint_every=2, log_every=1, sample_every=4, ema_decay=0.9),
+    sampling=Sampling(steps=3, guidance=1.5),
+)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The command line's own compilation cache, in a folder of these tests: equal programs compile once."""
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {option: getattr(jax.config, option) for option in options}
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield cache
+    for option, value in before.items():
+        jax.config.update(option, value)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The path of a config file whose data are 2 classes of 12 grey images."""
+    folder = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 4, 4), np.uint8)
+    for i, image in enumerate(pixels):
+        path = folder / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "images")))
+    return str(folder / "tiny.py")
+
+
+def _train(config, workdir, *options):
+    return cli.train_main([config, "--workdir", str(workdir), *options])
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """The workdir of a run of 4 steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    assert _train(config, workdir) == 0
+    return workdir
+
+
+def _metrics(workdir):
+    """{step: (loss, grad_norm, skipped)}; no step twice."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    values = {line["step"]: (line["loss"], line["grad_norm"], line["skipped"]) for line in lines}
+    assert len(values) == len(lines)
+    return values
+
+
+def _same_bits(one, other):
+    """Whether two runs end in the same state, with the same account of every step."""
+    a, b = (jax.tree.leaves(restore(workdir)) for workdir in (one, other))
+    same = all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    return same and _metrics(one) == _metrics(other)
+
+
+def _contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _refusal(capsys, code=2):
+    """The one line on stderr."""
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1 and captured.out == "", captured
+    return lines[0]
+
+
+def test_a_run_leaves_what_it_should(trained, config, compiled_once, capsys):
+    assert read_run(trained).train.steps == 4
+    assert list(_metrics(trained)) == [1, 2, 3, 4]
+    assert any(p.name.startswith("events.out.tfevents") for p in trained.iterdir())
+    with Image.open(trained / "samples" / "step_0000004.png") as grid:
+        assert grid.size == (8 * 34 + 2, 2 * 34 + 2)  # a row a class
+    assert int(restore(trained).step) == 4
+    assert any((compiled_once / "jaxdiff" / "xla").iterdir())
+
+    assert _train(config, trained) == 0  # done already
+    closing = capsys.readouterr().out.splitlines()
+    assert len(closing) == 1 and f"next: uv run sample.py {trained}" in closing[0]
+    assert list(_metrics(trained)) == [1, 2, 3, 4]
+
+
+def test_the_account_of_wall_time_adds_up(trained):
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    assert set(logs.SPANS) | {"other", "total"} == set(last)
+    assert abs(last["other"]) <= 0.02 * last["total"]
+
+
+def test_a_run_in_two_pieces_ends_in_the_same_bits(trained, config, tmp_path):
+    assert _train(config, tmp_path, "--train.steps", "3") == 0
+    assert _train(config, tmp_path) == 0
+    assert _same_bits(tmp_path, trained)
+
+
+def test_a_run_stopped_by_a_signal_saves_says_so_and_goes_on(trained, config, tmp_path, capsys, monkeypatch):
+    update = logs.Progress.update
+
+    def interrupted(self, step, loss, rate):
+        update(self, step, loss, rate)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.Progress, "update", interrupted)
+        assert _train(config, tmp_path) == 75
+    assert "stopped by SIGTERM after step 3 of 4" in capsys.readouterr().err
+    assert int(restore(tmp_path).step) == 3
+    assert _train(config, tmp_path) == 0
+    assert _same_bits(tmp_path, trained)
+
+
+def test_a_run_that_died_after_its_checkpoint_repeats_no_line(trained, config, tmp_path, monkeypatch):
+    class Died(Exception):
+        pass
+
+    update = logs.Progress.update
+
+    def dying(self, step, loss, rate):
+        if step == 3:
+            raise Died
+        update(self, step, loss, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(logs.Progress, "update", dying)
+        with pytest.raises(Died):
+            _train(config, tmp_path)
+    assert list(_metrics(tmp_path)) == [1, 2, 3] and int(restore(tmp_path).step) == 2
+    assert _train(config, tmp_path) == 0
+    assert _same_bits(tmp_path, trained)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]["lost"] > 0
+
+
+def test_pmap_gives_the_same_numbers(trained, config, tmp_path):
+    assert _train(config, tmp_path, "--parallel.mode", "pmap", "--train.sample-every", "0") == 0
+    for one, other in zip(jax.tree.leaves(restore(tmp_path)), jax.tree.leaves(restore(trained)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seed", "1"], ["seed 0 -> 1"]),
+        (["--model.channels", "8", "--train.batch_size=16"], ["model.channels 4 -> 8", "train.batch_size 8 -> 16"]),
+        (["--train.steps", "3"], ["step 4 already"]),
+    ],
+)
+def test_a_workdir_of_another_run_is_refused_and_left_alone(trained, config, capsys, options, words):
+    before = _contents(trained)
+    assert _train(config, trained, *options) == 2
+    line = _refusal(capsys)
+    assert all(word in line for word in words), line
+    assert _contents(trained) == before
+
+
+def test_data_that_changed_are_refused(trained, config, tmp_path, capsys):
+    other = tmp_path / "images" / "a"
+    other.mkdir(parents=True)
+    (tmp_path / "images" / "b").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "images" / name / "0.png")
+    assert _train(config, trained, "--data.path", str(tmp_path / "images")) == 2
+    assert "other images" in _refusal(capsys)
+
+
+def test_a_second_job_on_a_workdir_is_refused(trained, config, capsys):
+    with training_job._owned(trained):
+        assert _train(config, trained) == 2
+    assert f"in use by process {os.getpid()}" in _refusal(capsys)
+    assert _train(config, trained) == 0
+
+
+def test_checkpoints_without_their_config_are_refused(config, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    assert _train(config, tmp_path) == 2
+    assert "no config.json" in _refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digit"], ["'digit'", "did you mean 'digits'"]),
+        (["digits", "--train.stepz", "3"], ["--train.stepz", "--train.steps"]),
+        (["digits", "--train.steps", "many"], ["--train.steps", "many"]),
+        (["digits", "--parallel.mode", "xmap"], ["--parallel.mode", "mesh", "pmap"]),
+        (["digits", "--train.steps"], ["--train.steps"]),
+        (["digits", "cifar10"], ["cifar10"]),
+        (["digits", "--diffusion.zero-snr", "True"], ["zero_snr", "v or x_0"]),
+        (["{config}", "--train.batch_size", "12"], ["batch_size=12", "8 devices"]),
+        (["{config}", "--model.channel_mults", "1", "2", "2", "2"], ["4x4", "multiples of 8"]),
+        (["{config}", "--model.num_classes", "3"], ["num_classes=3", "set it to 2"]),
+        (["{config}", "--data.path", "nowhere"], ["nowhere"]),
+        (["{config}", "--data.name", "digitz"], ["digitz", "digits"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_writes_nothing(config, tmp_path, capsys, monkeypatch, arguments, words):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    workdir = tmp_path / "run"
+    arguments = [argument.format(config=config) for argument in arguments]
+    assert cli.train_main([*arguments, "--workdir", str(workdir)]) == 2
+    line = _refusal(capsys)
+    assert all(word in line for word in ["train.py: ", *words]), line
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_it_costs_and_writes_nothing(trained, config, tmp_path, capsys):
+    assert _train(config, tmp_path / "run", "--dry-run", "--train.accumulate", "1") == 0
+    out = capsys.readouterr().out
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(restore(trained).params))
+    assert f"parameters  {parameters:,}\n" in out
+    assert "GFLOP" in out and "MiB" in out and "1.000 0.667 0.333 0.000" in out and '"learning_rate": 0.01' in out
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_default_config_and_workdir(monkeypatch):
+    """`uv run train.py` alone, up to the job itself."""
+    asked = []
+    monkeypatch.setattr(training_job, "train", lambda config, began: asked.append(config) or (0, "done"))
+    assert cli.train_main([]) == 0
+    assert asked[0].data.name == "digits" and asked[0].workdir == "runs/digits"
+
+
+def _sample(workdir, *options):
+    return cli.sample_main([str(workdir), *options])
+
+
+def _npz(workdir, out, *options):
+    assert _sample(workdir, "--out", str(out), *options) == 0
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def test_sample_i_depends_on_the_seed_and_i_alone(trained, tmp_path):
+    whole = _npz(trained, tmp_path / "a.npz", "--num", "19", "--batch-size", "16")
+    assert whole["images"].shape == (19, 4, 4, 1) and whole["images"].dtype == np.uint8
+    assert whole["labels"].tolist() == [i % 2 for i in range(19)] and whole["labels"].dtype == np.int32
+    ragged = _npz(trained, tmp_path / "b.npz", "--num", "19", "--batch-size", "8")
+    few = _npz(trained, tmp_path / "c.npz", "--num", "3")  # a batch of 8: there are 8 devices
+    other = _npz(trained, tmp_path / "d.npz", "--num", "3", "--seed", "1")
+    assert _close(ragged["images"], whole["images"])
+    assert _close(few["images"], whole["images"][:3])
+    assert not _close(other["images"], few["images"])
+
+
+def _close(one, other):
+    """Equal up to a rounding of a pixel: other batch sizes sum in another order."""
+    return np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
+    drawn = _npz(trained, tmp_path / "a.npz", "--num", "8")["images"]
+    config, mesh, labels = read_run(trained), make_mesh(), np.arange(8) % 2
+    state = restore(trained, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def expected(params, sampling):
+        draw = builders.build_sample(config, sampling, builders.build_model(config, 1), (4, 4, 1), 8, mesh)
+        return pictures.to_uint8(draw(params, jax.random.key(0), 8, labels))
+
+    assert _close(drawn, expected(state.ema_params, config.sampling))
+    assert not _close(drawn, expected(state.params, config.sampling))
+    for option, value in (("guidance", 3.0), ("steps", 2), ("eta", 1.0), ("sampler", "heun")):
+        changed = _npz(trained, tmp_path / "b.npz", "--num", "8", f"--{option}", str(value))["images"]
+        sampling = type(config.sampling)(**{**vars(config.sampling), option: value})
+        assert _close(changed, expected(state.ema_params, sampling)) and not _close(changed, drawn)
+
+
+def test_a_ragged_last_batch_compiles_nothing(trained):
+    config, mesh, compiled = read_run(trained), make_mesh(), []
+    params = restore(trained, sharding=NamedSharding(mesh, PartitionSpec())).ema_params
+    draw = builders.build_sample(config, config.sampling, builders.build_model(config, 1), (4, 4, 1), 8, mesh)
+    draw(params, jax.random.key(0), 8, np.arange(8) % 2)
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    try:
+        assert draw(params, jax.random.key(1), 19, np.arange(19) % 2).shape == (19, 4, 4, 1)
+        assert not [name for name in compiled if "compile" in name]
+        jax.jit(lambda x: x + 3)(1.0)
+        assert [name for name in compiled if "compile" in name]  # that it would have been noticed
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_other_steps_eta_guidance_or_seeds_are_the_same_program(trained, tmp_path, compiled_once):
+    """Equal programs are found in the cache, where each program has one entry."""
+
+    def entries(*options):
+        _npz(trained, tmp_path / "a.npz", "--num", "8", *options)
+        return len(list((compiled_once / "jaxdiff" / "xla").glob("jit_run-*-cache")))
+
+    before = entries("--eta", "0.5")
+    assert entries("--eta", "0.25", "--steps", "5", "--guidance", "2", "--seed", "3") == before > 0
+    assert entries("--eta", "0.25", "--guidance", "1") == before + 1  # no guidance halves the work
+
+
+def test_samples_as_a_grid_a_folder_and_a_walk(trained, tmp_path):
+    assert _sample(trained, "--num", "5", "--classes", "1", "--out", str(tmp_path / "grid.png")) == 0
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (5 * 34 + 2, 34 + 2)
+    assert _sample(trained, "--num", "2", "--out", str(tmp_path / "many")) == 0
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == ["000000.png", "000001.png"]
+    assert _sample(trained, "--trajectory", "--num", "2") == 0
+    with Image.open(trained / "samples" / "walk_ddim3_seed0.png") as sheet:
+        assert sheet.size == (84 + 4 * 98 + 2, 34 + 4 * 98 + 2)  # 4 times, 2 samples of 2 rows
+    assert _sample(trained, "--trajectory", "--steps", "6", "--num", "1", "--out", str(tmp_path / "walk.gif")) == 0
+    with Image.open(tmp_path / "walk.gif") as walk:
+        assert walk.n_frames == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--classes", "0", "2"], ["2", "0..1"]),
+        (["--num", "0"], ["--num 0"]),
+        (["--steps", "1001"], ["steps=1001", "1000"]),
+        (["--sampler", "euclid"], ["euclid", "ddim"]),
+        (["--sampler", "ddpm", "--eta", "0.5"], ["eta=0.5", "ddim"]),
+        (["--out", "a.jpg"], ["a.jpg", ".npz"]),
+        (["--trajectory", "--out", "a.npz"], ["a.npz", ".gif"]),
+        (["--guidence", "2"], ["--guidence", "--guidance"]),
+        (["--out", "."], ["other files"]),
+    ],
+)
+def test_wrong_requests_are_one_line_and_write_nothing(trained, capsys, tmp_path, monkeypatch, options, words):
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    before = _contents(trained)
+    assert _sample(trained, *options) == 2
+    line = _refusal(capsys)
+    assert all(word in line for word in ["sample.py: ", *words]), line
+    assert _contents(trained) == before and os.listdir() == ["mine.txt"]
+
+
+def test_a_workdir_without_a_run_or_a_checkpoint_is_refused(trained, tmp_path, capsys):
+    assert _sample(tmp_path / "nowhere") == 2
+    assert "no config.json" in _refusal(capsys)
+    (tmp_path / "config.json").write_bytes((trained / "config.json").read_bytes())
+    assert _sample(tmp_path) == 2
+    assert "no checkpoint" in _refusal(capsys)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_the_users_own_settings_of_the_cache_win(monkeypatch):
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    cli._use_compilation_cache()
+    assert "jax_compilation_cache_dir" not in set_to
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/cache")
+    cli._use_compilation_cache()
+    assert set_to["jax_compilation_cache_dir"] == "/home/me/cache/jaxdiff/xla"
+
+
+def test_every_config_of_the_repository_is_valid():
+    for path in cli.CONFIGS.glob("*.py"):
+        cli.validate(cli.load(path.stem, cli.CONFIGS))

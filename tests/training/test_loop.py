@@ -1,0 +1,173 @@
+"""The loop, with steps that record when they are dispatched and read: order, cadence, time, stopping, the log."""
+
+import json
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdiff.training.logs import Clock, Log, Progress
+from jaxdiff.training.loop import MAX_SKIPPED, Cadence, DivergedError, StopRequest, run
+from jaxdiff.training.state import TrainState
+
+
+class _Number:
+    """A metric that says when it was read."""
+
+    def __init__(self, value, events, name):
+        self._value, self._events, self._name = value, events, name
+
+    def __float__(self):
+        self._events.append(self._name)
+        return float(self._value)
+
+
+class _Job:
+    """A run of `steps` steps of which everything is recorded in `events`."""
+
+    def __init__(self, steps, first=0, losses=None, skip=(), stop_at=None, **cadence):
+        self.events, self.reports = [], {}
+        self._losses, self._skip = losses, skip
+        cadence = {"log_every": 1, "checkpoint_every": 10**6, "sample_every": 0, **cadence}
+        self.clock = Clock(time.time())
+        self.state, self.done = run(
+            TrainState(jnp.int32(first), {}, {}, {}),
+            self._step,
+            iter(range(first, steps + 1)),
+            jax.random.key(0),
+            cadence=Cadence(steps, **cadence),
+            batch_size=2,
+            clock=self.clock,
+            save=lambda state, step, skipped: self.events.append(f"save {step} skipped {skipped}"),
+            draw=lambda state, step: self.events.append(f"draw {step}"),
+            report=self._report,
+            show=lambda step, loss, rate: None,
+            stop=lambda step: step == stop_at,
+            skipped=5 if first else 0,
+        )
+
+    def _step(self, state, batch, key):
+        self.events.append(f"dispatch {batch}")
+        skipped = batch in self._skip
+        return state, {
+            "loss": _Number(batch, self.events, f"read {batch}"),
+            "skipped": _Number(skipped, [], ""),
+        }
+
+    def _report(self, step, values):
+        self.reports[step] = values
+        self.events.append(f"report {step}")
+
+
+def test_step_n_is_dispatched_before_the_metrics_of_step_n_minus_1_are_read():
+    events = [event for event in _Job(3).events if not event.startswith("report")]
+    assert events == ["dispatch 0", "dispatch 1", "read 0", "dispatch 2", "read 1", "read 2", "save 3 skipped 0"]
+
+
+def test_everything_happens_at_its_cadence_and_a_save_follows_its_reports():
+    events = _Job(7, log_every=2, checkpoint_every=3, sample_every=5).events
+    happened = [event for event in events if event.split()[0] in ("report", "save", "draw")]
+    assert happened == [
+        "report 2",
+        "save 3 skipped 0",
+        "report 4",
+        "draw 5",
+        "report 6",
+        "save 6 skipped 0",
+        "save 7 skipped 0",
+        "draw 7",
+    ]
+
+
+def test_a_run_goes_on_where_it_was():
+    job = _Job(5, first=3)
+    assert [event for event in job.events if "dispatch" in event] == ["dispatch 3", "dispatch 4"]
+    assert job.events[-1] == "save 5 skipped 5" and job.done == 5
+
+
+def test_a_run_that_is_done_does_nothing():
+    assert _Job(4, first=4).events == []
+
+
+def test_a_stop_saves_at_the_step_and_draws_nothing():
+    job = _Job(9, stop_at=4, sample_every=2)
+    assert job.done == 4 and job.events[-2:] == ["report 4", "save 4 skipped 0"]
+
+
+def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
+    job = _Job(4, skip=(1, 3))
+    assert [job.reports[step]["skipped"] for step in (1, 2, 3, 4)] == [0, 1, 1, 2]
+    every_other = range(0, 4 * MAX_SKIPPED, 2)
+    assert _Job(4 * MAX_SKIPPED, skip=every_other).done == 4 * MAX_SKIPPED
+    with pytest.raises(DivergedError, match="learning_rate"):
+        _Job(2 * MAX_SKIPPED, skip=range(3, 3 + MAX_SKIPPED))
+
+
+def test_a_report_says_how_fast_and_where_the_time_went():
+    values = _Job(3).reports[3]
+    assert values["loss"] == 2 and values["images_per_s"] > 0
+    seconds = values["seconds"]
+    parts = sum(value for name, value in seconds.items() if name != "total")
+    assert parts == pytest.approx(seconds["total"], abs=0.01)
+
+
+def test_the_clock_goes_on_from_the_account_of_the_start_before():
+    clock = Clock(time.time() - 1.0, {"compile": 10.0, "startup": 2.0, "total": 13.0, "other": 1.0}, lost=4.0)
+    with clock("compile"):
+        time.sleep(0.05)
+    totals = clock.totals()
+    assert totals["startup"] == pytest.approx(3.0, abs=0.2) and totals["lost"] == 4.0
+    assert totals["compile"] == pytest.approx(10.05, abs=0.2)
+    assert totals["total"] == pytest.approx(18.05, abs=0.3)
+    assert sum(totals.values()) == pytest.approx(2 * totals["total"], abs=0.01)
+
+
+def _steps(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_the_log_drops_what_will_be_done_again_and_a_line_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = Log(tmp_path, 0)
+    for step in (1, 2, 3, 4):
+        log.write(step, {"loss": 0.5})
+    log.close()
+    written = json.loads(path.read_text().splitlines()[-1])["time"]
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')  # what kill -9 leaves
+    log = Log(tmp_path, 2)
+    assert _steps(path) == [1, 2] and log.last_time == written
+    log.write(3, {"loss": 0.25})
+    log.close()
+    assert _steps(path) == [1, 2, 3]
+    assert any("tfevents" in p.name for p in tmp_path.iterdir())
+
+
+def test_without_a_terminal_a_run_says_some_ten_lines(capsys):
+    progress = Progress(0, 1000, batch_size=2)
+    for step in range(1, 1001):
+        progress.update(step, 0.5, 10.0)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 11
+    assert lines[1] == "step 100/1000  loss 0.5000  10 images/s  3:00 left"
+
+
+def test_signals_become_a_request_and_a_second_one_acts_as_before():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with StopRequest() as stop:
+            assert stop.name is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.name == "SIGTERM" and not heard
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == [signal.SIGTERM]
+        with StopRequest() as stop:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(heard) == 2 and stop.name is None
+    finally:
+        signal.signal(signal.SIGTERM, before)
