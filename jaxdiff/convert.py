@@ -35,7 +35,7 @@ from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 
-STEPS = {"ddpm": 1000, "plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20}  # usual for each method
+STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20}  # usual for each method; ddpm takes all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +150,13 @@ def _diffusion(scheduler: Scheduler) -> Diffusion:
     kinds = typing.get_args(typing.get_type_hints(Diffusion)["schedule"])
     for kind in kinds:
         for zero_snr in (False, True):
-            diffusion = Diffusion(kind, scheduler.config["num_train_timesteps"], zero_snr, scheduler.prediction)
+            diffusion = dataclasses.replace(
+                Diffusion(),
+                schedule=kind,
+                num_steps=scheduler.config["num_train_timesteps"],
+                zero_snr=zero_snr,
+                prediction=scheduler.prediction,
+            )
             try:
                 same = build_schedule(Config(diffusion=diffusion)).betas
             except ValueError:  # betas that reach 1 with so few steps
@@ -166,14 +172,9 @@ def _diffusion(scheduler: Scheduler) -> Diffusion:
 def _sampling(scheduler: Scheduler) -> tuple[Sampling, list[str]]:
     """Their way to sample as a run's default, and where it differs."""
     c, notes = scheduler.config, []
-    method = scheduler.method
-    if method not in typing.get_args(typing.get_type_hints(Sampling)["sampler"]):
-        notes.append(f"{method} is not yet a run's sampler: ddim is used")
-        method = "ddim"
-    top = c["num_train_timesteps"]
-    steps, spacing = min(STEPS[method], top), c["timestep_spacing"]
-    if steps == top or method.startswith("dpmpp"):
-        spacing = "trailing" if steps == top else spacing  # all of the steps, whatever the spacing
+    method, top = scheduler.method, c["num_train_timesteps"]
+    steps = min(STEPS.get(method, top), top)
+    spacing = "trailing" if steps == top else c["timestep_spacing"]  # all of the steps, whatever the spacing
     if c["steps_offset"] and spacing == "leading":
         notes.append(f"steps_offset={c['steps_offset']}: the run's leading steps have no offset")
     if scheduler.last_entry:
@@ -186,7 +187,8 @@ def _sampling(scheduler: Scheduler) -> tuple[Sampling, list[str]]:
     if threshold == "dynamic":
         notes.append("thresholding: to the percentile 0.995, and the noise follows from x_0")
     variance = scheduler.options.get("variance", "small") if method == "ddpm" else "small"
-    return Sampling(sampler=method, steps=steps, variance=variance, spacing=spacing, threshold=threshold), notes
+    fields = {"sampler": method, "steps": steps, "variance": variance, "spacing": spacing, "threshold": threshold}
+    return dataclasses.replace(Sampling(), **fields), notes
 
 
 def _as_python(config: Config, source: Path) -> str:

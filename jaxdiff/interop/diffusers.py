@@ -5,6 +5,7 @@ dense layer of the time embedding (`names.shift_time`), so that what is imported
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -126,6 +127,7 @@ def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: 
     return Imported(fields, params, shape, notes)
 
 
+@functools.lru_cache(maxsize=16)  # tracing a network takes seconds
 def abstract_params(network: UNet, shape: tuple[int, int, int]) -> Any:
     """The parameter tree of a network for images of that shape, as ShapeDtypeStructs."""
     x, t = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)

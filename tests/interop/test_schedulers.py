@@ -1,5 +1,6 @@
 """Schedulers: diffusers' trajectories, recorded by scripts/make_interop_fixtures.py, walked by our samplers."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def walk(i, monkeypatch, dtype):
     state = sampler.init(x)
     out = [x]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(x, state, t, s, noise):
         for module in ("jaxdiff.samplers.ddim", "jaxdiff.samplers.ddpm"):
             monkeypatch.setattr(sys.modules[module], "normal_like", lambda keys, x: noise)
@@ -87,7 +88,7 @@ def test_trajectory_is_theirs(i, monkeypatch):
     assert relative(ours, theirs) < 1e-6
 
 
-@pytest.mark.parametrize("i", range(0, len(CASES), 5), ids=label)
+@pytest.mark.parametrize("i", range(0, len(CASES), 9), ids=label)
 def test_published_result_is_reached_in_float32(i, monkeypatch):
     """As published, with their float32 tables: 1 - alpha_bar has lost up to 2e-4 there, and so has the result."""
     assert relative(walk(i, monkeypatch, jnp.float32)[-1], ARRAYS[f"published_{i}"]) < 1e-3

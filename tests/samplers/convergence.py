@@ -25,7 +25,7 @@ SCHEDULES = (jd.schedules.continuous_vp(), jd.schedules.flow())  # alpha^2 + sig
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A deterministic sampler and the order that its docstring states."""
+    """A sampler and the order that its docstring states: of its result, or of its law if it is stochastic."""
 
     make: Callable[[], jd.Sampler]
     order: float
@@ -163,3 +163,49 @@ def rms(error: np.ndarray) -> np.ndarray:
 def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
     """Minus the slope of log error over log steps."""
     return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+STOCHASTIC = {
+    "ddpm small": Method(jd.samplers.ddpm, 1),
+    "ddpm large": Method(lambda: jd.samplers.ddpm("large"), 1),
+    "ddim eta=0.5": Method(lambda: jd.samplers.ddim(0.5), 1),
+    "dpmpp_sde": Method(jd.samplers.dpmpp_sde, 2),
+    "dpmpp_2m_sde": Method(jd.samplers.dpmpp_2m_sde, 2),
+}
+
+
+def draws(name: str, key: jax.Array) -> jax.Array:
+    """The standard normal numbers that one step of a sampler takes from its key, for x of shape [batch, 1]."""
+    keys = jax.random.split(key) if name == "dpmpp_sde" else key[None]
+    return jax.vmap(lambda key: jax.random.normal(key, (1,)))(keys).reshape(-1)
+
+
+def compile_law(name: str, schedule: jd.Schedule, max_steps: int, mean: float = 0.5, scale: float = 0.8) -> Callable:
+    """(times, number of steps) -> the mean and standard deviation at times[-1] of a sampler's law on N(mean, scale^2).
+
+    On Gaussian data every step is affine in x and in the noise, and so is the result: its coefficients are found
+    exactly, by least squares, from more runs than there are draws. x_T has the exact law at times[0].
+    """
+    per_step = len(draws(name, jax.random.key(0)))
+    keys = jd.sample_keys(jax.random.key(7), 2 * (per_step * max_steps + 2))
+    data = gaussian([mean], [scale])
+
+    @jax.jit
+    def run(times):
+        m = schedule(times[0])
+        start = jax.random.normal(jax.random.key(8), (len(keys), 1))
+        x_T = m.alpha * mean + jnp.sqrt(jnp.square(m.alpha * scale) + jnp.square(m.sigma)) * start
+        sampler = STOCHASTIC[name].make()
+        x = jd.sample(keys, data.denoiser(schedule), sampler, times=times, schedule=schedule, x_T=x_T)
+        step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)[1]
+        fold = jax.vmap(lambda key: jax.vmap(lambda i: draws(name, jax.random.fold_in(key, i)))(jnp.arange(max_steps)))
+        return x[:, 0], start, fold(step_keys).reshape(len(keys), -1)
+
+    def law(times, num_steps):
+        x, start, noise = (np.asarray(a) for a in run(padded(times, max_steps)))
+        inputs = np.concatenate([np.ones_like(start), start, noise[:, : per_step * num_steps]], axis=1)
+        coefficients, *_ = np.linalg.lstsq(inputs, x)
+        np.testing.assert_allclose(inputs @ coefficients, x, atol=1e-9)
+        return coefficients[0], np.sqrt(np.sum(coefficients[1:] ** 2))
+
+    return law

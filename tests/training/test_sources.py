@@ -90,6 +90,8 @@ def test_digits_are_those_of_scikit_learn_and_the_split_is_stratified(data_dir):
         for image, label in zip(*_all(source), strict=True)
     ]
     assert len(set(ours)) == len(real) == 1797 and set(ours) == real
+    held_out = sorted(range(1797), key=lambda index: labels[index])[::5]  # Python's sort is stable
+    assert set(ours[1437:]) == {(labels[index], *values[index].astype(int)) for index in held_out}
 
 
 def test_digits_are_prepared_without_tensorflow(tmp_path, monkeypatch):
