@@ -82,10 +82,10 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     arguments = _parse(TrainArguments, argv, names, "train.py", default=TrainArguments(config))
     validate(arguments.config)
     _use_compilation_cache()
-    from jaxdiff import training_job  # imports everything: not before the arguments are known to be right
+    from jaxdiff import plan, training_job  # imports everything: not before the arguments are known to be right
 
     if arguments.dry_run:
-        return 0, training_job.describe(arguments.config)
+        return 0, plan.describe(arguments.config)
     return training_job.train(arguments.config, began)
 
 

@@ -9,63 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import pictures
-from jaxdiff.builders import build_loss, build_model, build_sample, build_times, check_run
+from jaxdiff.builders import build_sample
 from jaxdiff.config import Config
 from jaxdiff.config_files import read_run, refuse_other_run, to_json
 from jaxdiff.errors import UserError
-from jaxdiff.plan import count_flops, step_memory
-from jaxdiff.training import ema, parallel
+from jaxdiff.program import Program
+from jaxdiff.training import parallel
 from jaxdiff.training.checkpoints import CheckpointError, Checkpoints
 from jaxdiff.training.data import Batches
 from jaxdiff.training.logs import Clock, Log, Progress, clock_time
 from jaxdiff.training.loop import Cadence, DivergedError, StopRequest, run
-from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.sources import open_dataset
-from jaxdiff.training.state import TrainState, init_state
-from jaxdiff.training.step import make_train_step
+from jaxdiff.training.state import TrainState
 
 COLUMNS = 8  # of the picture grids
-
-
-class _Program:
-    """What a config and its data make: network, step, and the state they need, nothing computed yet.
-
-    Attributes:
-      source: the data.
-      model: the network.
-      mesh: all devices.
-      keys: typed keys, one for each purpose: init, train, pictures.
-      init: key -> TrainState.
-      abstract: the state's shapes, dtypes and shardings.
-      step: the compiled step.
-    """
-
-    def __init__(self, config: Config):
-        data, train = config.data, config.train
-        self.source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
-        check_run(config, self.source.shape, self.source.num_classes, jax.device_count())
-        self.model = build_model(config, self.source.shape[-1])
-        self.mesh = parallel.make_mesh(config.parallel.fsdp)
-        key = jax.random.key(config.seed, impl="threefry2x32")  # another impl makes noise depend on the batch
-        self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
-        optimizer = make_optimizer(**vars(config.optimizer))
-
-        def init(key: jax.Array) -> TrainState:
-            inputs = jnp.zeros((1, *self.source.shape)), jnp.zeros(1)
-            cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
-            return init_state(self.model.init(key, *inputs, cond)["params"], optimizer)
-
-        def average(ema_params: Any, params: Any, step: Any) -> Any:
-            return ema.update(ema_params, params, step, train.ema_decay)
-
-        self.init = init
-        self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
-        self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate)
-        self.step = parallel.compile_step(self.plain_step, self.abstract, self.mesh, config.parallel.mode)
 
 
 def train(config: Config, began: float) -> tuple[int, str]:
@@ -82,7 +42,9 @@ def train(config: Config, began: float) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
     """
     with StopRequest() as stop:
-        program = _Program(config)
+        data = config.data
+        source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
+        program = Program(config, source)
         try:
             with _owned(Path(config.workdir)) as workdir:
                 return _train(config, program, workdir, began, stop)
@@ -94,7 +56,7 @@ def train(config: Config, began: float) -> tuple[int, str]:
             return 1, f"out of device memory; lower train.batch_size, or raise train.accumulate ({_first(error)})"
 
 
-def _train(config: Config, program: _Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
+def _train(config: Config, program: Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
     train, source, leads = config.train, program.source, jax.process_index() == 0
     _check_workdir(config, workdir)
     with contextlib.ExitStack() as stack:
@@ -151,7 +113,7 @@ def _check_workdir(config: Config, workdir: Path) -> None:
         raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
 
 
-def _start(config: Config, program: _Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+def _start(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from and what was saved beside it; a new state and nothing where there is none."""
     if checkpoints.latest() is None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
@@ -174,7 +136,7 @@ def _start(config: Config, program: _Program, checkpoints: Checkpoints) -> tuple
     return state, meta
 
 
-def _pictures(config: Config, program: _Program, workdir: Path) -> Any:
+def _pictures(config: Config, program: Program, workdir: Path) -> Any:
     """(state, step) -> a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
     classes = min(config.model.num_classes, 10)
     rows = classes or COLUMNS
@@ -230,32 +192,3 @@ def _closing(workdir: Path, steps: int, now: int, seconds: dict[str, float]) -> 
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in long.items())
     did = f"{steps} steps in {clock_time(seconds['total'])} ({spent})" if now else f"{steps} steps were done already"
     return f"done: {did}; everything is in {workdir}; next: uv run sample.py {workdir}"
-
-
-def describe(config: Config) -> str:
-    """What a config resolves to and will cost, for --dry-run: compiles the step, computes and writes nothing."""
-    program, train = _Program(config), config.train
-    lead = (train.batch_size,)
-    if config.parallel.mode == "pmap":
-        lead = (jax.device_count(), train.batch_size // jax.device_count())
-
-    def batch(lead: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        image = jax.ShapeDtypeStruct((*lead, *program.source.shape), jnp.uint8)
-        return {"image": image} | {name: jax.ShapeDtypeStruct(lead, jnp.int32) for name in ("label", "row")}
-
-    key = program.keys["train"]
-    flops = count_flops(program.plain_step, program.abstract, batch((train.batch_size,)), key)
-    memory = step_memory(program.step.lower(program.abstract, batch(lead), key).compile())
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
-    times = " ".join(f"{t:.3f}" for t in build_times(config, config.sampling))
-    mebibytes = [f"{size / 2**20:.1f}" for size in (*memory, memory.total)]
-    return to_json(config) + "\n".join(
-        (
-            f"data        {len(program.source)} images of {program.source.shape}, {program.source.num_classes} classes",
-            f"parameters  {parameters:,}",
-            f"a step      {flops / 1e9:.2f} GFLOP, {flops / train.batch_size / 1e6:.1f} MFLOP an image",
-            "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),
-            f"devices     {jax.device_count()} {jax.devices()[0].platform}",
-            f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: {times}",
-        )
-    )

@@ -1,8 +1,8 @@
-"""What a program will cost, before it runs: arithmetic counted from its jaxpr, memory as XLA has planned it."""
+"""Arithmetic of a program, counted from its jaxpr."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn  # pyright: ignore[reportPrivateImportUsage]
@@ -56,29 +56,3 @@ def _inner(params: dict[str, Any]) -> list[Jaxpr]:
     """The jaxprs among an equation's parameters: calls, loops, rematerialisation, custom derivatives."""
     values = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in params.values()]
     return [value for value in values if isinstance(value, Jaxpr)]
-
-
-class Memory(NamedTuple):
-    """Bytes a device needs for a compiled program.
-
-    Attributes:
-      arguments: what is passed in; donated buffers are here and not in outputs.
-      outputs: what comes out beside donated buffers.
-      temporaries: what it works with.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        """All three."""
-        return sum(self)
-
-
-def step_memory(compiled: jax.stages.Compiled) -> Memory:
-    """What XLA has planned for a program from `.lower(...).compile()`."""
-    plan: Any = compiled.memory_analysis()
-    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return Memory(plan.argument_size_in_bytes, outputs, plan.temp_size_in_bytes)

@@ -1,0 +1,75 @@
+"""What a config and its data make: network, step and the state they need; nothing is computed yet."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.builders import build_loss, build_model, check_run
+from jaxdiff.config import Config
+from jaxdiff.training import ema, parallel
+from jaxdiff.training.optimizer import make_optimizer
+from jaxdiff.training.state import TrainState, init_state
+from jaxdiff.training.step import make_train_step
+
+
+@runtime_checkable
+class Images(Protocol):
+    """What a program needs to know of its data: (h, w, c) of every image, and the number of classes, 0 for none."""
+
+    shape: tuple[int, int, int]
+    num_classes: int
+
+
+class Program:
+    """The training program of a config: the very step that train.py runs and that the plan compiles.
+
+    Attributes:
+      source: the data, or what is known of it.
+      model: the network.
+      mesh: all devices.
+      keys: typed keys, one for each purpose: init, train, pictures.
+      init: key -> TrainState.
+      abstract: the state's shapes, dtypes and shardings.
+      plain_step: the step before it is compiled for the mesh.
+      step: the compiled step.
+      batch: shapes and dtypes of a batch of plain_step.
+    """
+
+    def __init__(self, config: Config, source: Images, devices: Sequence[Any] | None = None):
+        """Raises UserError if the config does not fit the images or the devices (all of `jax.devices()`)."""
+        train = config.train
+        devices = jax.devices() if devices is None else devices
+        check_run(config, source.shape, source.num_classes, len(devices))
+        self.source: Any = source
+        self.model = build_model(config, source.shape[-1])
+        self.mesh = parallel.make_mesh(config.parallel.fsdp, devices)
+        key = jax.random.key(config.seed, impl="threefry2x32")  # another impl makes noise depend on the batch
+        self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
+        optimizer = make_optimizer(**vars(config.optimizer))
+
+        def init(key: jax.Array) -> TrainState:
+            inputs = jnp.zeros((1, *source.shape)), jnp.zeros(1)
+            cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
+            return init_state(self.model.init(key, *inputs, cond)["params"], optimizer)
+
+        def average(ema_params: Any, params: Any, step: Any) -> Any:
+            return ema.update(ema_params, params, step, train.ema_decay)
+
+        self.init = init
+        self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
+        self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate)
+        self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, config.parallel.mode)
+        rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
+        image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
+        self.batch = {"image": image, "label": rows, "row": rows}
+        self._mode = config.parallel.mode
+
+    def lower(self) -> Any:
+        """The step as it is before a compiler for its devices has seen it (`jax.stages.Lowered`)."""
+        batch = self.batch
+        if self._mode == "pmap":
+            n = self.mesh.size
+            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype), batch)
+        return self.step.lower(self.abstract, batch, self.keys["train"])
