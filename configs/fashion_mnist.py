@@ -14,8 +14,6 @@ config = Config(
     ),
     diffusion=Diffusion(schedule="cosine", prediction="v", class_dropout=0.1),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=200),
-    train=Train(
-        steps=10_000, batch_size=64, checkpoint_every=1000, log_every=50, sample_every=1000, ema_decay=0.999
-    ),
+    train=Train(steps=10_000, batch_size=64, checkpoint_every=1000, log_every=50, sample_every=1000, ema_decay=0.999),
     sampling=Sampling(sampler="ddim", steps=50, guidance=1.5),
 )

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.oracles import noise_loss_floor
 
 from jaxdiff import schedules
+from tests.oracles import noise_loss_floor
 
 DISCRETE = {
     "linear": schedules.linear(),

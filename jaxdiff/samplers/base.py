@@ -74,7 +74,8 @@ def sample(
     """Runs a sampler from times[0] to times[-1] and returns x there.
 
     Example i depends on keys[i] alone. Steps between equal times are skipped without calling the network, so
-    times padded with zeros (`time_grid(..., max_steps=...)`) serve any number of steps with one compilation.
+    times padded with zeros (`time_grid(..., max_steps=...)`) serve any number of steps with one compilation, if the
+    call is inside one `jax.jit` that takes times, keys, eta and guidance as arguments.
 
     Args:
       keys: one key per sample, [batch]; see `sample_keys`.
@@ -83,7 +84,7 @@ def sample(
       times: [N + 1], descending (ascending for inversion), in [0, 1].
       schedule: the noise schedule.
       shape: of one sample; not needed if x_T is given.
-      x_T: x at times[0], [batch, ...]; default: sigma noise, from the keys.
+      x_T: x at times[0], [batch, ...]; default: sigma noise, from the keys. Computed in float32 at least.
       trajectory: also return the walk; its memory grows with N, and times must not be padded.
 
     Returns:
@@ -109,6 +110,7 @@ def sample(
         x_T = schedule(times[0]).sigma * normal_like(start_keys, jnp.zeros((keys.shape[0], *shape)))
     if x_T.shape[0] != keys.shape[0]:
         raise ValueError(f"one key per sample: got {keys.shape[0]} keys for {x_T.shape[0]} samples")
+    x_T = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
 
     def body(carry, inputs):
         index, t, s = inputs
@@ -134,7 +136,7 @@ def _check_times(times: ArrayLike, padded: bool) -> None:
     if isinstance(times, Tracer):
         return
     times = np.asarray(times)
-    if times.ndim != 1 or len(times) < 2 or times.min() < 0 or times.max() > 1:
+    if times.ndim != 1 or len(times) < 2 or not (times.min() >= 0 and times.max() <= 1):
         raise ValueError("times must be a list of 2 or more numbers in [0, 1]")
     steps = np.trim_zeros(np.diff(times), "b") if padded else np.diff(times)
     if not (np.all(steps < 0) or np.all(steps > 0)):
