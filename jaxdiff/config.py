@@ -83,6 +83,8 @@ class Model:
     """What to compute in; parameters are float32."""
     remat: bool = False
     """Compute activations again in the backward pass rather than keep them."""
+    winograd: bool = False
+    """Convolve by Winograd's algorithm: quicker on CPUs, for nothing else."""
 
 
 @dataclasses.dataclass(frozen=True)

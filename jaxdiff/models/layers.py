@@ -20,6 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from jaxdiff.models.winograd import conv_general_dilated
+
 TimeInjection = Literal["add", "scale_shift"]
 Padding = Literal["end", "both"]
 Image = Float[Array, "batch h w c"]
@@ -94,12 +96,20 @@ def group_norm(x: Image, name: str, norm: Norm) -> Image:
 
 
 def conv3x3(
-    channels: int, dtype: Any, name: str, *, stride: int = 1, padding: Padding = "end", zero: bool = False
+    channels: int,
+    dtype: Any,
+    name: str,
+    *,
+    stride: int = 1,
+    padding: Padding = "end",
+    zero: bool = False,
+    winograd: bool = False,
 ) -> nn.Conv:
     """A 3x3 convolution, `zero`-initialised or not; strided, it pads at the "end" (DDPM) or on "both" sides (ADM)."""
     pads: Any = ((0, 1), (0, 1)) if stride == 2 and padding == "end" else 1
     init = ZEROS if zero else fan_average
-    return nn.Conv(channels, (3, 3), stride, pads, dtype=dtype, kernel_init=init, name=name)
+    how = conv_general_dilated if winograd else None
+    return nn.Conv(channels, (3, 3), stride, pads, dtype=dtype, kernel_init=init, conv_general_dilated=how, name=name)
 
 
 def upsample_nearest(x: Image) -> Float[Array, "batch 2*h 2*w c"]:
@@ -235,6 +245,7 @@ class ResBlock(nn.Module):
       dtype: compute dtype.
       resample: None, or ADM's "down" (average) and "up" (nearest) inside the block, on both branches.
       norms: groups and epsilon of the norms.
+      winograd: whether 3x3 convolutions may be done so, see `jaxdiff.models.winograd`.
     """
 
     channels: int
@@ -243,6 +254,7 @@ class ResBlock(nn.Module):
     dtype: Any
     resample: Literal["down", "up"] | None = None
     norms: Norm = Norm()
+    winograd: bool = False
 
     @nn.compact
     def __call__(self, x: Image, emb: Float[Array, "batch features"], dropout_keys: Keys = None) -> Array:
@@ -253,7 +265,7 @@ class ResBlock(nn.Module):
         else:
             if self.resample == "down":
                 h, x = downsample_average(h), downsample_average(x)
-            h = conv3x3(self.channels, self.dtype, "conv1")(h)
+            h = conv3x3(self.channels, self.dtype, "conv1", winograd=self.winograd)(h)
 
         scale_shift = self.time_injection == "scale_shift"
         width = 2 * self.channels if scale_shift else self.channels
@@ -264,7 +276,7 @@ class ResBlock(nn.Module):
         else:
             h = group_norm(h + e, "norm2", self.norms)
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), dropout_keys)
-        h = conv3x3(self.channels, self.dtype, "conv2", zero=True)(h)
+        h = conv3x3(self.channels, self.dtype, "conv2", zero=True, winograd=self.winograd)(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_average, name="shortcut")(x)
         return x + h

@@ -54,6 +54,8 @@ class UNet(nn.Module):
       frequency_shift: of the time embedding, 1 (DDPM) or 0 (ADM).
       dtype: compute dtype; parameters, norms, softmax, time embedding and output are float32 in any case.
       remat: recompute each block's inside in the backward pass rather than keep it.
+      winograd: compute 3x3 convolutions in another way, quicker on CPUs; the same parameters, and within 1e-5 the
+        same outputs.
 
     >>> import jax
     >>> net = UNet(3, channels=8, channel_mults=(1, 2), blocks=1, attention_resolutions=())
@@ -80,6 +82,7 @@ class UNet(nn.Module):
     frequency_shift: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    winograd: bool = False
 
     @nn.compact
     def __call__(
@@ -138,9 +141,8 @@ class UNet(nn.Module):
     def _block(self, name, level, resample, h, emb, dropout_keys):
         block = nn.remat(ResBlock) if self.remat else ResBlock
         channels = self.channels * self.channel_mults[level]
-        return block(channels, self.time_injection, self.dropout, self.dtype, resample, self._norm(), name=name)(
-            h, emb, dropout_keys
-        )
+        how = (self.time_injection, self.dropout, self.dtype, resample, self._norm(), self.winograd)
+        return block(channels, *how, name=name)(h, emb, dropout_keys)
 
     def _attention(self, name, h, always=False):
         if not always and h.shape[1] not in self.attention_resolutions:

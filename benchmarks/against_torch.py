@@ -1,0 +1,178 @@
+"""The DDPM CIFAR-10 U-Net, same weights, against diffusers on torch: forward, whole training step, 50-step DDIM.
+
+    uv run --extra interop benchmarks/against_torch.py TORCH_PYTHON [--pairs 7] [--compile] [--only forward step ddim]
+
+TORCH_PYTHON is a Python with torch and diffusers (scripts/make_interop_fixtures.py says how to make one). It runs in a
+process of its own, idle while JAX works; the sides take turns, and what counts is the median of the ratios of
+neighbouring turns: the machine may drift, but must be otherwise idle (torch's threads wait for each other). float32, all
+cores, torch in channels_last; batch 8, DDIM batch 4. A step is forward, backward, clipping, AdamW (torch: fused) and
+the average of the parameters.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BATCH, DDIM_BATCH, DDIM_STEPS = 8, 4, 50
+CASES = ("forward", "step", "ddim")
+
+
+def torch_side(folder: str, compiled: bool) -> None:
+    """Answers each case named on stdin with the seconds it took."""
+    import torch
+    from diffusers import DDIMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    net = UNet2DModel.from_pretrained(folder, subfolder="unet").to(memory_format=torch.channels_last)
+    call = torch.compile(net) if compiled else net
+    average = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def images(batch):
+        return torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+
+    x, times = images(BATCH), torch.randint(0, 1000, (BATCH,))
+
+    def forward():
+        with torch.no_grad():
+            call(x, times)
+
+    def step():
+        noise = torch.randn_like(x)
+        loss = torch.mean((call(x + noise, times).sample - noise) ** 2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, list(net.parameters()), 1e-4)
+
+    def ddim():
+        scheduler = DDIMScheduler(num_train_timesteps=1000)
+        scheduler.set_timesteps(DDIM_STEPS)
+        sample = images(DDIM_BATCH)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                sample = scheduler.step(call(sample, t).sample, t, sample).prev_sample
+
+    for line in sys.stdin:
+        action = {"forward": forward, "step": step, "ddim": ddim}[line.strip()]
+        start = time.perf_counter()
+        action()
+        print(json.dumps(time.perf_counter() - start), flush=True)
+
+
+def jax_side(folder: str, winograd: bool) -> dict:
+    """{case: a function that runs it to the end}."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxdiff as jd
+    from jaxdiff.interop import read_unet
+    from jaxdiff.training import ema
+    from jaxdiff.training.optimizer import make_optimizer
+    from jaxdiff.training.state import init_state
+    from jaxdiff.training.step import make_train_step
+
+    found = read_unet(folder)
+    net, params = found.network.clone(winograd=winograd), jax.device_put(found.params)
+    schedule = jd.schedules.linear(1000)
+    key = jax.random.key(0)
+    x, t = jax.random.normal(key, (BATCH, 32, 32, 3)), jnp.linspace(0.1, 1.0, BATCH)
+    run = jax.jit(lambda params, x, t: net.apply({"params": params}, x, t))
+
+    def loss(params, batch, keys):
+        predict = lambda x_t, t, cond: net.apply({"params": params}, x_t, t)  # noqa: E731
+        return jd.denoising_loss(keys, predict, batch["image"], schedule=schedule)
+
+    optimizer = make_optimizer(1e-4)
+    train = make_train_step(loss, optimizer, lambda average, p, step: ema.update(average, p, step, 0.9999))
+    train = jax.jit(train, donate_argnums=0)
+    state = [init_state(jax.tree.map(jnp.copy, params), optimizer)]
+    batch = {"image": x, "row": jnp.arange(BATCH)}
+
+    def step():
+        state[0], metrics = train(state[0], batch, key)
+        jax.block_until_ready((state[0], metrics))
+
+    @jax.jit
+    def draw(params, key):
+        denoise = jd.as_denoiser(lambda x_t, t, cond: net.apply({"params": params}, x_t, t), schedule=schedule)
+        times = jd.time_grid(schedule, DDIM_STEPS)
+        keys = jd.sample_keys(key, DDIM_BATCH)
+        return jd.sample(keys, denoise, jd.samplers.ddim(), shape=(32, 32, 3), times=times, schedule=schedule)
+
+    return {
+        "forward": lambda: run(params, x, t).block_until_ready(),
+        "step": step,
+        "ddim": lambda: draw(params, key).block_until_ready(),
+    }
+
+
+def export(folder: str) -> None:
+    """Our network with random weights as a diffusers pipeline, which both sides load."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxdiff as jd
+    from jaxdiff.config import Model
+    from jaxdiff.interop import export_pipeline
+    from jaxdiff.models import UNet
+
+    fields = vars(Model()) | {"out_channels": 3}
+    init = jax.jit(UNet(**fields).init, compiler_options={"xla_backend_optimization_level": 0})
+    params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))["params"]
+    export_pipeline(fields, params, (32, 32, 3), jd.schedules.linear(1000), "noise", Path(folder))
+
+
+def seconds(action) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Runs the pairs and prints medians and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("torch_python")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--compile", action="store_true", help="torch.compile on their side (minutes)")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    arguments = parser.parse_args()
+    from statistics import median
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(folder)
+        side = [arguments.torch_python, __file__, "--torch-side", folder, str(int(arguments.compile))]
+        torch = subprocess.Popen(side, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        ours = {"direct": jax_side(folder, False), "winograd": jax_side(folder, True)}
+
+        def theirs(case: str) -> float:
+            print(case, file=torch.stdin, flush=True)
+            return json.loads(torch.stdout.readline())
+
+        print("| case | torch s | direct s | ratio | Winograd s | ratio |\n|---|---|---|---|---|---|")
+        for case in arguments.only:
+            compiling = [seconds(way[case]) for way in ours.values()]
+            theirs(case)
+            turns = [(theirs(case), *(seconds(way[case]) for way in ours.values())) for _ in range(arguments.pairs)]
+            times = [median(turn[i] for turn in turns) for i in range(3)]
+            ratios = [median(turn[i] / turn[0] for turn in turns) for i in (1, 2)]
+            print(
+                f"| {case} | {times[0]:.3f} | {times[1]:.3f} | {ratios[0]:.3f} | {times[2]:.3f} | {ratios[1]:.3f} |"
+                f"   first calls {compiling[0]:.1f}, {compiling[1]:.1f} s",
+                flush=True,
+            )
+        torch.stdin.close()
+        torch.wait()
+
+
+if __name__ == "__main__":
+    if "--torch-side" in sys.argv:
+        torch_side(sys.argv[2], bool(int(sys.argv[3])))
+    else:
+        main()
