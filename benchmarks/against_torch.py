@@ -4,8 +4,8 @@
 
 TORCH_PYTHON is a Python with torch and diffusers (scripts/make_interop_fixtures.py says how to make one). It runs in a
 process of its own, idle while JAX works; the sides take turns, and what counts is the median of the ratios of
-neighbouring turns: the machine may drift, but must be otherwise idle (torch's threads wait for each other). float32, all
-cores, torch in channels_last; batch 8, DDIM batch 4. A step is forward, backward, clipping, AdamW (torch: fused) and
+neighbouring turns: the machine may drift, but must be otherwise idle (torch's threads wait for each other). float32,
+all cores, torch in channels_last; batch 8, DDIM batch 4. A step: forward, backward, clipping, AdamW (torch: fused) and
 the average of the parameters.
 """
 
