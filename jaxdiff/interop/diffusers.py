@@ -112,7 +112,7 @@ def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: 
     config = read_json(folder / "config.json")
     fields, shape = unet_fields(config, null_class=null_class)
     network = UNet(**fields)
-    abstract = abstract_params(network, shape)
+    abstract = abstract_params(network, shape)  # pyright: ignore[reportArgumentType]  # Linen modules are frozen
     table = names.diffusers_table(abstract, len(fields["channel_mults"]))
     tensors = modern(_weights(folder))
     notes: tuple[str, ...] = ()

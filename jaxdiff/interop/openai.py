@@ -64,7 +64,7 @@ def read_openai(path: os.PathLike | str, flags: Mapping[str, Any], *, project: s
     """
     fields, shape, c = openai_fields(flags, project)
     network = UNet(**fields)
-    abstract = abstract_params(network, shape)
+    abstract = abstract_params(network, shape)  # pyright: ignore[reportArgumentType]  # Linen modules are frozen
     heads = _heads(fields)
     table = names.openai_table(abstract, heads, bool(c.get("use_new_attention_order")))
     path = Path(path)

@@ -10,6 +10,7 @@ where there are many channels and tiles. An XLA for TPUs or GPUs has better ways
 Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,7 +94,8 @@ def conv3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c o"], m: int)
 
 def _combine(matrix: Sequence[Sequence[float]], parts: Sequence[jax.Array]) -> list[jax.Array]:
     """matrix @ parts, as additions: nothing is spent on its zeros and ones."""
-    return [
-        sum(part if factor == 1 else factor * part for factor, part in zip(row, parts, strict=True) if factor)
-        for row in matrix
-    ]
+
+    def weigh(row: Sequence[float]) -> list[jax.Array]:
+        return [part if factor == 1 else factor * part for factor, part in zip(row, parts, strict=True) if factor]
+
+    return [functools.reduce(jnp.add, weigh(row)) for row in matrix]
