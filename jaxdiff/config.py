@@ -51,6 +51,8 @@ class Data:
 class Model:
     """The U-Net, see jaxdiff.models.UNet."""
 
+    patch: int = 1
+    """Side of the squares of pixels that the network sees as one pixel each; 2 makes it four times cheaper."""
     channels: int = 128
     """Channels at full resolution, a multiple of 4."""
     channel_mults: tuple[int, ...] = (1, 2, 2, 2)
@@ -58,7 +60,7 @@ class Model:
     blocks: int = 2
     """Residual blocks a level."""
     attention_resolutions: tuple[int, ...] = (16,)
-    """Heights, in pixels, at which there is self-attention."""
+    """Heights, in pixels (with patch, in patches), at which there is self-attention."""
     head_dim: int | None = None
     """Channels an attention head; None for a single head."""
     num_heads: int | None = None
@@ -191,6 +193,7 @@ class Config:
 _RANGES = {  # dotted name: lowest, highest
     "seed": (0, 2**32 - 1),
     "data.resize": (1, 4096),
+    "model.patch": (1, 64),
     "model.channels": (4, 8192),
     "model.blocks": (1, 64),
     "model.head_dim": (1, 8192),

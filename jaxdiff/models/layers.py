@@ -131,6 +131,28 @@ def downsample_average(x: Image) -> Float[Array, "batch h//2 w//2 c"]:
     return x.reshape(batch, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
+def space_to_depth(x: Image, patch: int) -> Array:
+    """Each patch x patch square becomes one pixel of patch^2 c channels, row by row.
+
+    >>> space_to_depth(jnp.arange(4.0).reshape(1, 2, 2, 1), 2)[0, 0, 0].tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    batch, h, w, c = x.shape
+    x = x.reshape(batch, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: Image, patch: int) -> Array:
+    """The inverse of `space_to_depth`.
+
+    >>> depth_to_space(jnp.arange(4.0).reshape(1, 1, 1, 4), 2)[0, :, :, 0].tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
+    batch, h, w, c = x.shape
+    x = x.reshape(batch, h, w, patch, patch, c // patch**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, h * patch, w * patch, c // patch**2)
+
+
 class Dropout(nn.Module):
     """Dropout whose masks belong to the examples: example i's depends on its key and this layer's path alone.
 

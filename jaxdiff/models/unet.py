@@ -4,7 +4,7 @@ Parameter names follow the picture: `conv_in`, `embedding`, `down_{level}_block_
 `down_{level}_attention_{j}`, `down_{level}_downsample`, `middle_block_0`, `middle_attention`,
 `middle_block_1`, `up_{level}_block_{j}`, `up_{level}_attention_{j}`, `up_{level}_upsample`, `norm_out`,
 `conv_out`. Level 0 is the full resolution, on the way down and on the way up alike: the way up runs from the
-last level to 0.
+last level to 0. With `patch` > 1, level 0 is the image with each patch of pixels as one pixel of many channels.
 """
 
 from typing import Literal
@@ -23,7 +23,9 @@ from jaxdiff.models.layers import (
     TimeInjection,
     UpsampleConv,
     conv3x3,
+    depth_to_space,
     group_norm,
+    space_to_depth,
 )
 
 
@@ -38,6 +40,7 @@ class UNet(nn.Module):
 
     Attributes:
       out_channels: channels of the prediction (twice the image's for a learned variance).
+      patch: side of the squares of pixels that level 0 sees as one pixel each: 2 makes a quarter of the products.
       channels: channels at level 0, a multiple of 4.
       channel_mults: channels of level i are channels * channel_mults[i].
       blocks: residual blocks a level.
@@ -66,6 +69,7 @@ class UNet(nn.Module):
     """
 
     out_channels: int
+    patch: int = 1
     channels: int = 128
     channel_mults: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
@@ -112,7 +116,7 @@ class UNet(nn.Module):
         emb = Embedding(self.channels, self.num_classes, self.frequency_shift, name="embedding")(t, cond)
         last = len(self.channel_mults) - 1
 
-        h = conv3x3(self.channels, self.dtype, "conv_in")(x)
+        h = conv3x3(self.channels, self.dtype, "conv_in")(space_to_depth(x, self.patch))
         skips = [h]
         for i in range(last + 1):
             for j in range(self.blocks):
@@ -136,7 +140,8 @@ class UNet(nn.Module):
                 h = self._resample("up", i, h, emb, dropout_keys)
 
         h = nn.silu(group_norm(h, "norm_out", self._norm())).astype(jnp.float32)
-        return conv3x3(self.out_channels, jnp.float32, "conv_out", zero=True)(h)
+        h = conv3x3(self.out_channels * self.patch**2, jnp.float32, "conv_out", zero=True)(h)
+        return depth_to_space(h, self.patch)
 
     def _block(self, name, level, resample, h, emb, dropout_keys):
         block = nn.remat(ResBlock) if self.remat else ResBlock
@@ -202,8 +207,9 @@ def check(net: UNet, image_shape: tuple[int, ...]) -> None:
         raise ValueError(f"channel_mults is {net.channel_mults}; it must be one or more positive integers")
     if net.channels < 4 or net.channels % 4:
         raise ValueError(f"channels is {net.channels}; it must be a multiple of 4 (groups of 4, sin and cos)")
-    if net.blocks < 1 or net.out_channels < 1:
-        raise ValueError(f"blocks is {net.blocks}, out_channels {net.out_channels}; both must be at least 1")
+    for field, value in (("blocks", net.blocks), ("out_channels", net.out_channels), ("patch", net.patch)):
+        if value < 1:
+            raise ValueError(f"{field} is {value}; it must be at least 1")
     widths = [net.channels * mult for mult in net.channel_mults]
     for field, value in (("norm_groups", net.norm_groups), ("num_heads", net.num_heads)):
         if value is not None and (value < 1 or any(width % value for width in widths)):
@@ -222,12 +228,14 @@ def _check_resolutions(net: UNet, image_shape: tuple[int, ...]) -> None:
         raise ValueError(f"images have shape {tuple(image_shape)}; it must be (h, w, c), all positive")
     h, w, _ = image_shape
     halvings = len(net.channel_mults) - 1
-    if h % 2**halvings or w % 2**halvings:
+    unit = net.patch * 2**halvings
+    if h % unit or w % unit:
+        patches = f"cut into patches of {net.patch} and " if net.patch > 1 else ""
         raise ValueError(
-            f"images of {h}x{w} cannot be halved {halvings} times ({halvings + 1} channel_mults); "
-            f"sides must be multiples of {2**halvings}"
+            f"images of {h}x{w} cannot be {patches}halved {halvings} times ({halvings + 1} channel_mults); "
+            f"sides must be multiples of {unit}"
         )
-    heights = [h >> i for i in range(halvings + 1)]
+    heights = [h // net.patch >> i for i in range(halvings + 1)]
     absent = [r for r in net.attention_resolutions if r not in heights]
     if absent:
         raise ValueError(f"attention_resolutions {absent} never occur; the levels have heights {heights}")
