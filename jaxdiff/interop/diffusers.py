@@ -283,6 +283,8 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
     groups = {network.norm_groups} if network.norm_groups else {group_count(width) for width in (*widths, *sums)}
     heads = {width // network.num_heads for width in widths} if network.num_heads else {network.head_dim}
     problems = []
+    if network.patch > 1:
+        problems.append(f"patches of {network.patch} (train with model.patch=1)")
     if len(groups) > 1:
         problems.append(f"norms of {min(groups)} to {max(groups)} groups (train with model.norm_groups={min(groups)})")
     if len(heads) > 1:

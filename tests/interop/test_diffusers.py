@@ -205,6 +205,8 @@ def test_network_without_an_equal_is_not_exported(tmp_path):
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="num_heads"):
         unet_config(UNet(3, channels=32, channel_mults=(1, 2), norm_groups=8, num_heads=4), (8, 8, 3))
+    with pytest.raises(UserError, match=r"model\.patch=1"):
+        unet_config(UNet(3, patch=2, channels=128, channel_mults=(1,)), (8, 8, 3))
 
 
 def test_published_config_is_the_published_network():

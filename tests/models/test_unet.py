@@ -235,6 +235,18 @@ def test_gradients():
     assert down < value < up
 
 
+def test_patches_are_pixels_of_many_channels():
+    """With patch 2 the network is that of the image whose pixels are the patches, cut here by hand."""
+    net = SMALL.clone(patch=2, attention_resolutions=())
+    whole = net.clone(out_channels=12, patch=1)
+    batch, h, w, c = X.shape
+    cut = jnp.stack([X[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=3).reshape(batch, h // 2, w // 2, 4 * c)
+    y = apply(net, trained(net), X, T, COND)
+    expected = apply(whole, trained(net), cut, T, COND)
+    for channels, (i, j) in zip(jnp.split(expected, 4, axis=-1), ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True):
+        np.testing.assert_array_equal(y[:, i::2, j::2], channels)
+
+
 def test_images_need_not_be_square():
     x = jnp.zeros((1, 4, 8, 3))
     net = SMALL.clone(num_classes=0)
@@ -245,6 +257,8 @@ def test_images_need_not_be_square():
     ("changes", "shape", "right"),
     [
         ({"channel_mults": (1, 2, 2)}, (30, 32, 3), "multiples of 4"),
+        ({"patch": 4, "channel_mults": (1, 2)}, (28, 28, 3), "multiples of 8"),
+        ({"patch": 0}, (32, 32, 3), "at least 1"),
         ({}, (8, 8), r"\(h, w, c\)"),
         ({"channels": 6}, (8, 8, 3), "multiple of 4"),
         ({"channel_mults": ()}, (8, 8, 3), "one or more"),
