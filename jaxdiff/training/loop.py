@@ -6,6 +6,7 @@ The loop knows neither files nor configs: what it saves, draws and reports with 
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ import jax
 from jaxdiff.training.logs import Clock
 from jaxdiff.training.state import TrainState
 
+ECHO_S = 1.0  # between a signal and its echo
 MAX_SKIPPED = 20  # steps without a finite loss, one after another, after which going on is a waste
 
 
@@ -144,12 +146,16 @@ class _Reader:
 class StopRequest:
     """SIGTERM and SIGINT become a request to stop after the step; a second one ends the process at once.
 
+    Launchers pass on a signal that the process got from the terminal already, so one that follows within ECHO_S is
+    the same request.
+
     Attributes:
       name: the signal's name once there was one, else None.
     """
 
     def __init__(self):
         self.name: str | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -165,5 +171,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.name = signal.Signals(number).name
-        self.__exit__()
+        if self.name is None:
+            self.name, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since > ECHO_S:
+            self.__exit__()
+            signal.raise_signal(number)
