@@ -68,9 +68,10 @@ def transition(m_s: Marginal, m_t: Marginal) -> Marginal:
     """
     no_signal = m_s.alpha == 0  # then s = t = 1 of a schedule with zero terminal SNR
     alpha = jnp.where(no_signal, 1.0, m_t.alpha / jnp.where(no_signal, 1.0, m_s.alpha))
-    kept = alpha * m_s.sigma  # sigma_t^2 - kept^2 as a product, since the two can be close
-    variance = (m_t.sigma - kept) * (m_t.sigma + kept)
-    return Marginal(alpha, jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0))
+    noisy = m_t.sigma > 0
+    kept = jnp.where(noisy, alpha * m_s.sigma / jnp.where(noisy, m_t.sigma, 1.0), 1.0)
+    new = (1.0 - kept) * (1.0 + kept)  # a product, since kept can be close to 1; a share, since sigma^2 can underflow
+    return Marginal(alpha, m_t.sigma * jnp.where(new > 0, jnp.sqrt(jnp.where(new > 0, new, 1.0)), 0.0))
 
 
 def noise_step(
@@ -104,7 +105,7 @@ class Posterior(NamedTuple):
 
 
 def posterior(x_0: Float[Array, "*shape"], x_t: Float[Array, "*shape"], m_s: Marginal, m_t: Marginal) -> Posterior:
-    """q(x_s | x_t, x_0), eq. (3); m_s and m_t are scalar or [batch], sigma_t > 0.
+    """q(x_s | x_t, x_0), eq. (3); m_s and m_t are scalar or [batch]. Where sigma_t = 0 it is alpha_s x_0.
 
     >>> p = posterior(jnp.ones((1, 1)), jnp.zeros((1, 1)), Marginal(1.0, 0.0), Marginal(0.6, 0.8))
     >>> float(p.mean[0, 0]), float(p.variance)
@@ -112,7 +113,9 @@ def posterior(x_0: Float[Array, "*shape"], x_t: Float[Array, "*shape"], m_s: Mar
     """
     m_s, m_t = m_s.like(x_0), m_t.like(x_0)
     step = transition(m_s, m_t)
-    shrink, gain = jnp.square(m_s.sigma / m_t.sigma), jnp.square(step.sigma / m_t.sigma)
+    noisy = m_t.sigma > 0
+    safe = jnp.where(noisy, m_t.sigma, 1.0)
+    shrink, gain = jnp.square(m_s.sigma / safe), jnp.where(noisy, jnp.square(step.sigma / safe), 1.0)
     return Posterior(step.alpha * shrink * x_t + m_s.alpha * gain * x_0, gain * jnp.square(m_s.sigma))
 
 

@@ -100,6 +100,21 @@ def test_posterior_is_the_product_of_gaussians(name, s, t):
     np.testing.assert_allclose(got.variance, variance, rtol=2e-4, atol=0)
 
 
+def test_posterior_where_squares_of_sigma_underflow():
+    """EDM's schedule at t = 1e-3 has sigma 8e-20, whose square is 0 in float32: the last step still ends at x_0."""
+    schedule = schedules.edm()
+    x_0, m_t = jnp.array([0.3, -1.2]), schedule(1e-3)
+    assert 0 < float(m_t.sigma) < 1e-19
+    np.testing.assert_array_equal(posterior(x_0, x_0, schedule(0.0), m_t).mean, x_0)
+    between = posterior(jnp.zeros(1), jnp.ones(1), schedule(0.7e-3), m_t).mean
+    assert float(between[0]) == pytest.approx(0.7**14, rel=1e-4)  # (sigma_s/sigma_t)^2
+    gone = schedule(1e-6)  # a time of the quadratic grid, sigma 8e-41: 0 after all
+    assert float(gone.sigma) < 1e-37
+    np.testing.assert_array_equal(
+        posterior(x_0, 9 * x_0, schedule(0.0), Marginal(jnp.ones(()), jnp.zeros(()))).mean, x_0
+    )
+
+
 def test_posterior_and_closed_form_make_the_joint():
     """x_s drawn from the posterior of (x_0, x_t), with x_t from the closed form, is distributed as q(x_s | x_0)."""
     schedule = schedules.cosine(10)

@@ -36,7 +36,7 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
         p = denoise(x, t)
         if deterministic:
             return m_s.alpha * p.x_0 + m_s.sigma * p.noise, state
-        ratio = eta * transition(m_s, m_t).sigma / m_t.sigma  # d / sigma_s
+        ratio = eta * transition(m_s, m_t).sigma / jnp.where(m_t.sigma > 0, m_t.sigma, 1.0)  # d / sigma_s
         direction = m_s.sigma * jnp.sqrt(jnp.maximum((1.0 - ratio) * (1.0 + ratio), 0.0))
         return m_s.alpha * p.x_0 + direction * p.noise + m_s.sigma * ratio * normal_like(keys, x), state
 

@@ -186,6 +186,19 @@ def test_eta_1_is_the_ancestral_step():
     np.testing.assert_allclose(run(sampler=jd.samplers.ddim(1.0)), run(sampler=jd.samplers.ddpm()), atol=2e-5)
 
 
+def test_steps_of_underflown_noise_keep_the_data():
+    """EDM's schedule near t = 0 has sigma of 1e-20, 1e-41 and 0 in float32: neither NaN nor an image lost there."""
+    schedule, times = jd.schedules.edm(), np.float32([1.0, 0.3, 1e-3, 1e-6, 5e-7, 0.0])
+    keys = jd.sample_keys(jax.random.key(0), 5)
+    names = ("ddpm", "ddim", "dpmpp_sde", "dpmpp_2m_sde")
+    for name in names:
+        options = {"eta": 0.5} if name == "ddim" else {}
+        sampler = jd.samplers.by_name(name, **options)
+        point = lambda x, t: Prediction(jnp.full_like(x, 0.7), jnp.full_like(x, 0.1))  # noqa: E731
+        x = jd.sample(keys, point, sampler, shape=(2,), times=times, schedule=schedule)
+        np.testing.assert_allclose(x, 0.7, rtol=1e-6)
+
+
 @pytest.mark.parametrize("eta", [0.25, 0.5, 0.75])
 def test_eta_scales_the_noise_of_the_ancestral_step(eta):
     """The standard deviation given x_t is eta times that of the posterior, at every eta and not at the ends alone."""
