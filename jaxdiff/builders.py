@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
@@ -154,6 +155,8 @@ def build_sample(
 ) -> Callable[..., Any]:
     """(params, key, num, labels) -> samples [num, h, w, c] in NumPy, drawn batch_size at a time over all devices.
 
+    Every process calls it, and gets all samples.
+
     Sample i depends on key and i alone (`jaxdiff.sample_keys`). One program draws every batch: a last, smaller one
     is drawn whole and cut. Steps, eta and guidance are values of that program and not part of it, so that another
     number of steps compiles nothing, and neither does another eta or guidance (but switching them on or off).
@@ -186,12 +189,24 @@ def build_sample(
         batches = []
         for start in range(0, num, batch_size):
             at = np.minimum(start + np.arange(batch_size), num - 1)
-            portion = None if labels is None else jax.device_put(labels[at].astype(np.int32), rows)
+            portion = None if labels is None else _put(labels[at].astype(np.int32), rows)
             values = (times, np.float32(sampling.eta or 0), np.float32(sampling.guidance))
-            batches.append(jax.device_get(run(params, key, np.int32(start), portion, *values)))
+            batches.append(_whole(run(params, key, np.int32(start), portion, *values)))
         if trajectory:
             x, walk = batches[0]
             return x[:num], Trajectory(walk.x_t[:, :num], walk.x_0[:, :num])
         return np.concatenate(batches)[:num]
 
     return draw
+
+
+def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
+    """A global array of which every process holds the whole; `jax.device_put` would have them compare it first."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _whole(tree: Any) -> Any:
+    """Global arrays in NumPy, in every process."""
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)

@@ -20,8 +20,18 @@ from jaxdiff.schema import nearest
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for several processes where JAX does not detect them."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+
 @dataclasses.dataclass(frozen=True)
-class TrainArguments:
+class TrainArguments(_Arguments):
     """Train a diffusion model. CONFIG comes first: a name in configs/ or the path of a .py file; default digits."""
 
     config: Annotated[tyro.conf.FlagConversionOff[Config], tyro.conf.arg(name="")]
@@ -30,7 +40,7 @@ class TrainArguments:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleArguments:
+class SampleArguments(_Arguments):
     """Draw samples from a run with its EMA parameters."""
 
     workdir: tyro.conf.Positional[Path]
@@ -60,6 +70,8 @@ class SampleArguments:
 def train_main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     """`train.py [CONFIG] [--option value ...]`; returns the exit code: 0 done, 2 wrong input, 75 stopped.
 
+    76 says that another process of the job is lost.
+
     Args:
       argv: the arguments; those of the process unless given.
       began: when the process did, in `time.time` seconds, for its account of wall time; now unless given.
@@ -78,24 +90,47 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     config = load(name, CONFIGS)
     if not config.workdir:
         config = dataclasses.replace(config, workdir=f"runs/{Path(name).stem}")
-    names = [*flat(config), "dry-run"]
+    names = [*flat(config), *(_option_names(TrainArguments) - {"config"})]
     arguments = _parse(TrainArguments, argv, names, "train.py", default=TrainArguments(config))
     validate(arguments.config)
     _use_compilation_cache()
-    from jaxdiff import plan, training_job  # imports everything: not before the arguments are known to be right
-
     if arguments.dry_run:
+        from jaxdiff import plan  # imports everything: not before the arguments are known to be right
+
         return 0, plan.describe(arguments.config)
-    return training_job.train(arguments.config, began)
+    from jaxdiff.training import processes
+
+    def train() -> tuple[int, str]:
+        from jaxdiff import training_job
+
+        return training_job.train(arguments.config, began)
+
+    return processes.run(_place(arguments), "train.py", train)
 
 
 def _sample(argv: list[str]) -> tuple[int, str]:
-    names = [field.name.replace("_", "-") for field in dataclasses.fields(SampleArguments)][1:]
+    names = [*(_option_names(SampleArguments) - {"workdir"})]
     arguments = _parse(SampleArguments, argv, names, "sample.py")
     _use_compilation_cache()
-    from jaxdiff import sampling_job
+    from jaxdiff.training import processes
 
-    return sampling_job.draw(sampling_job.Request(**vars(arguments)))
+    def draw() -> tuple[int, str]:
+        from jaxdiff import sampling_job
+
+        asked = {name: value for name, value in vars(arguments).items() if name not in vars(_Arguments())}
+        return sampling_job.draw(sampling_job.Request(**asked))
+
+    return processes.run(_place(arguments), "sample.py", draw)
+
+
+def _option_names(kind: type) -> set[str]:
+    return {field.name.replace("_", "-") for field in dataclasses.fields(kind)}
+
+
+def _place(arguments: _Arguments) -> Any:
+    from jaxdiff.training.processes import Place
+
+    return Place(arguments.coordinator, arguments.num_processes, arguments.process_id)
 
 
 def _parse[T](kind: type[T], argv: list[str], names: list[str], program: str, **keywords: Any) -> T:
@@ -128,9 +163,9 @@ def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
         code, line = body()
     except UserError as error:
         code, line = 2, " ".join(str(error).split())
-    if code:
+    if code and line:
         print(f"{program}: {line}", file=sys.stderr)
-    else:
+    elif line:  # none in processes but the first
         print(line, flush=True)
     return code
 

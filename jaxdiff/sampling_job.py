@@ -15,6 +15,7 @@ from jaxdiff.builders import build_model, build_sample, build_times, check_run
 from jaxdiff.config import Config, Method, Sampling, validate
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
+from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import CheckpointError, restore_with_meta
 from jaxdiff.training.parallel import make_mesh
 
@@ -45,6 +46,7 @@ def draw(request: Request) -> tuple[int, str]:
     Raises:
       UserError: there is no run or checkpoint, or the request does not fit it; nothing was written.
     """
+    processes.agree({name: str(value) for name, value in vars(request).items()})
     config = read_run(request.workdir)
     sampling = _sampling(config.sampling, request)
     validate(dataclasses.replace(config, sampling=sampling))
@@ -69,6 +71,8 @@ def draw(request: Request) -> tuple[int, str]:
     drawn = make(state.ema_params, jax.random.key(request.seed, impl="threefry2x32"), num, labels)
     seconds = time.perf_counter() - start
 
+    if jax.process_index():
+        return 0, ""
     if request.trajectory:
         _write_trajectory(out, drawn[1], build_times(config, sampling))
     else:

@@ -13,11 +13,11 @@ import numpy as np
 
 from jaxdiff import pictures
 from jaxdiff.builders import build_sample
-from jaxdiff.config import Config
+from jaxdiff.config import Config, flat
 from jaxdiff.config_files import read_run, refuse_other_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.program import Program
-from jaxdiff.training import parallel
+from jaxdiff.training import parallel, processes
 from jaxdiff.training.checkpoints import CheckpointError, Checkpoints
 from jaxdiff.training.data import Batches
 from jaxdiff.training.logs import Clock, Log, Progress, clock_time
@@ -41,10 +41,12 @@ def train(config: Config, began: float) -> tuple[int, str]:
     Raises:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
     """
+    processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest() as stop:
         data = config.data
         source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
         program = Program(config, source)
+        processes.agree({"the data's fingerprint": source.fingerprint})
         try:
             with _owned(Path(config.workdir)) as workdir:
                 return _train(config, program, workdir, began, stop)
@@ -58,13 +60,18 @@ def train(config: Config, began: float) -> tuple[int, str]:
 
 def _train(config: Config, program: Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
     train, source, leads = config.train, program.source, jax.process_index() == 0
-    _check_workdir(config, workdir)
+    if leads:
+        _check_workdir(config, workdir)
+    processes.barrier("the workdir is process 0's")
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
         state, meta = _start(config, program, checkpoints)
         first = int(state.step)
         if leads:
             pictures.write_whole(workdir / "config.json", to_json(config).encode())
+        processes.barrier("config.json is written")
+        if not (workdir / "config.json").exists():
+            raise UserError(f"{workdir} is not the folder that process 0 has; it must lie on storage that all share")
         log = stack.enter_context(contextlib.closing(Log(workdir, first))) if leads else None
         rows = parallel.local_rows(program.mesh, train.batch_size)
         batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
@@ -95,7 +102,7 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
             draw=draw,
             report=log.write if log else lambda step, values: None,
             show=progress.update if progress else lambda step, loss, rate: None,
-            stop=lambda step: stop.name is not None,
+            stop=stop.after,
             skipped=meta.get("skipped", 0),
         )
         with clock("checkpoint"):

@@ -4,6 +4,7 @@ The loop knows neither files nor configs: what it saves, draws and reports with 
 """
 
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from jaxdiff.training.logs import Clock
 from jaxdiff.training.state import TrainState
@@ -149,20 +151,29 @@ class StopRequest:
     Launchers pass on a signal that the process got from the terminal already, so one that follows within ECHO_S is
     the same request.
 
+    Of several processes, JAX passes a SIGTERM to one on to all, and chooses the step after which every one stops; a
+    handler of ours would hide the signal from it. SIGINT is made into SIGTERM there.
+
     Attributes:
       name: the signal's name once there was one, else None.
     """
 
     def __init__(self):
         self.name: str | None = None
-        self._since = 0.0
+        self._since: float | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
+
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked at every one, in every process."""
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.name = "SIGTERM"
+        return self.name is not None
 
     def __exit__(self, *unused: object) -> None:
         for number, handler in self._before.items():
@@ -171,8 +182,12 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.name is None:
-            self.name, self._since = signal.Signals(number).name, time.monotonic()
+        if self._since is None:
+            self._since = time.monotonic()
+            if jax.process_count() > 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            else:
+                self.name = signal.Signals(number).name
         elif time.monotonic() - self._since > ECHO_S:
             self.__exit__()
             signal.raise_signal(number)
