@@ -10,56 +10,9 @@ import pytest
 from scipy import stats
 
 from jaxdiff import Marginal, Prediction, add_noise, denoising_loss, losses, schedules
+from tests.losses.gaussian_bound import BITS_OF_A_NORMAL, bound_bits, closed_form, gaussian_denoiser, quadrature
 
 LINEAR = schedules.linear()
-BITS_OF_A_NORMAL = 0.5 * math.log2(2 * math.pi * math.e)  # 2.0470956
-
-
-def _quadrature(mean, scale):
-    """x_0 ~ N(mean, scale^2) and noise ~ N(0, 1) on 3 x 3 Gauss-Hermite points: exact for what is quadratic in them."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(3)
-    weights = weights / weights.sum()
-    z, noise = (a.ravel() for a in np.meshgrid(nodes, nodes))
-    return mean + scale * z[:, None], noise[:, None], np.outer(weights, weights).ravel()
-
-
-def _gaussian_denoiser(schedule, mean, scale, s_of_t, stretch=1.0):
-    """The best denoiser of N(mean, scale^2), with `stretch` times the best reverse variance as a fraction.
-
-    The best reverse variance is beta~ + c^2 Var(x_0 | x_t), c = alpha_s beta / sigma_t^2 (oracles).
-    """
-
-    def denoise(x_t, t):
-        m, m_s = schedule(t), schedule(s_of_t(t))
-        v = m.alpha**2 * scale**2 + m.sigma**2
-        gap = x_t - m.alpha * mean
-        beta = m.sigma**2 - (m.alpha * m_s.sigma / m_s.alpha) ** 2
-        ratio = jnp.where(m_s.sigma > 0, (m_s.sigma / m.sigma) ** 2, 0.5)
-        small = jnp.where(m_s.sigma > 0, beta * ratio, 0.0)
-        best = small + (m_s.alpha * beta / m.sigma**2) ** 2 * scale**2 * m.sigma**2 / v
-        fraction = 1.0 - (jnp.log(stretch * best) - jnp.log(beta)) / jnp.log(ratio)
-        x_0 = mean + m.alpha * scale**2 * gap / v
-        return Prediction(x_0, m.sigma * gap / v, jnp.full_like(x_t, fraction))
-
-    return denoise
-
-
-def _bits(schedule, mean, scale, stretch=1.0):
-    """The expected bound in bits/dim, by quadrature instead of samples."""
-    x_0, noise, weights = _quadrature(mean, scale)
-    num_steps = schedule.num_steps
-    denoise = _gaussian_denoiser(schedule, mean, scale, lambda t: t - 1 / num_steps, stretch)
-
-    def term(k):
-        t, s = k / num_steps, (k - 1) / num_steps
-        m_s, m_t = schedule(s), schedule(t)
-        x_t = add_noise(x_0, noise, m_t)
-        return losses.bound_term(denoise(x_t, t), x_0, x_t, m_s, m_t, levels=None)
-
-    x_0, noise = jnp.asarray(x_0), jnp.asarray(noise)
-    terms = jax.jit(jax.vmap(term))(jnp.arange(1.0, num_steps + 1))  # [T, 9]
-    nats = losses.prior_term(x_0, schedule) + terms.sum(axis=0)
-    return float(weights @ np.asarray(losses.bits_per_dim(nats, (1,))))
 
 
 SCHEDULES = {
@@ -75,7 +28,7 @@ SCHEDULES = {
 def test_bound_of_a_standard_normal_is_its_entropy(name):
     """2.0470956 bits/dim for any schedule and any T, with the best reverse variance."""
     with jax.enable_x64(True):
-        assert _bits(SCHEDULES[name](), 0.0, 1.0) == pytest.approx(BITS_OF_A_NORMAL, abs=1e-9)
+        assert bound_bits(SCHEDULES[name](), 0.0, 1.0) == pytest.approx(BITS_OF_A_NORMAL, abs=1e-9)
     assert f"{BITS_OF_A_NORMAL:.7f}" == "2.0470956"
 
 
@@ -84,24 +37,21 @@ def test_bound_of_a_gaussian_is_entropy_and_prior_gap(name):
     """H(x_0) + KL(q(x_T), N(0, 1)) for N(0.5, 0.3^2)."""
     schedule, mean, scale = SCHEDULES[name](), 0.5, 0.3
     with jax.enable_x64(True):
-        alpha, sigma = (float(a) for a in schedule(1.0))
-        m, v = alpha * mean, alpha**2 * scale**2 + sigma**2
-        closed = BITS_OF_A_NORMAL + math.log2(scale) + 0.5 * (m**2 + v - 1 - math.log(v)) / math.log(2)
-        assert _bits(schedule, mean, scale) == pytest.approx(closed, abs=1e-9)
+        assert bound_bits(schedule, mean, scale) == pytest.approx(closed_form(schedule, mean, scale), abs=1e-9)
 
 
 def test_any_other_variance_costs_more():
     with jax.enable_x64(True):
         schedule = SCHEDULES["cosine_10"]()
-        best = _bits(schedule, 0.5, 0.3)
-        assert _bits(schedule, 0.5, 0.3, 1.1) > best + 1e-3 and _bits(schedule, 0.5, 0.3, 0.9) > best + 1e-3
+        best = bound_bits(schedule, 0.5, 0.3)
+        assert bound_bits(schedule, 0.5, 0.3, 1.1) > best + 1e-3 and bound_bits(schedule, 0.5, 0.3, 0.9) > best + 1e-3
         slope = jax.jit(jax.grad(lambda log: _nats(schedule, log)))(0.0)
         assert abs(float(slope)) < 1e-9
 
 
 def _nats(schedule, log_stretch):
-    x_0, noise, weights = (jnp.asarray(a) for a in _quadrature(0.5, 0.3))
-    denoise = _gaussian_denoiser(schedule, 0.5, 0.3, lambda t: t - 0.1, jnp.exp(log_stretch))
+    x_0, noise, weights = (jnp.asarray(a) for a in quadrature(0.5, 0.3))
+    denoise = gaussian_denoiser(schedule, 0.5, 0.3, lambda t: t - 0.1, jnp.exp(log_stretch))
     m_s, m_t = schedule(0.5), schedule(0.6)
     x_t = add_noise(x_0, noise, m_t)
     return weights @ losses.bound_term(denoise(x_t, 0.6), x_0, x_t, m_s, m_t, levels=None)
@@ -166,7 +116,7 @@ def test_sampled_bound_is_the_entropy():
     """variational_bound itself, on 20,000 samples of N(0, 1), within 4 standard errors."""
     schedule = schedules.cosine(8)
     x_0 = jax.random.normal(jax.random.key(0), (20_000, 1))
-    denoise = _gaussian_denoiser(schedule, 0.0, 1.0, lambda t: jnp.maximum(t - 1 / 8, 0.0))
+    denoise = gaussian_denoiser(schedule, 0.0, 1.0, lambda t: jnp.maximum(t - 1 / 8, 0.0))
     run = jax.jit(lambda key, x_0: losses.variational_bound(key, denoise, x_0, schedule=schedule, levels=None))
     bound = run(jax.random.key(1), x_0)
     assert bound.terms.shape == (20_000, 8)

@@ -28,7 +28,7 @@ class Method:
     """A sampler and the order that its docstring states: of its result, or of its law if it is stochastic."""
 
     make: Callable[[], jd.Sampler]
-    order: float
+    order: int
 
 
 METHODS = {
@@ -65,12 +65,13 @@ def joint(schedule: jd.Schedule) -> Callable:
 
 
 def one_of(index: jax.Array, schedules: Sequence[jd.Schedule]) -> jd.Schedule:
-    """The continuous schedule of that index, which may be traced."""
+    """The schedule of that index, which may be traced: of several continuous ones, or of discrete ones of equal T."""
 
     def pick(functions):
         return lambda value: jax.lax.switch(index, functions, jnp.asarray(value))
 
-    return jd.Schedule(pick([s.marginal for s in schedules]), pick([s.time_of_log_snr for s in schedules]))
+    marginal, inverse = (pick([getattr(s, part) for s in schedules]) for part in ("marginal", "time_of_log_snr"))
+    return jd.Schedule(marginal, inverse, schedules[0].num_steps)
 
 
 @functools.cache
@@ -126,9 +127,14 @@ def exact_flow(x_t: np.ndarray, m_t: jd.Marginal, m_s: jd.Marginal) -> np.ndarra
     first, second, third = np.split(x_t, 3)
     gauss = gaussian_flow(first, m_t, m_s, GAUSSIAN.means[0], GAUSSIAN.scales[0])
     end = 15.0 if m_s.sigma == 0 else float(np.log(m_s.alpha / m_s.sigma))  # beyond 15 only e^-30 is left to go
-    y = fine_flow(MIXTURE)(second / m_t.alpha, float(np.log(m_t.alpha / m_t.sigma)), end)
+    y = _mixture_flow()(second / m_t.alpha, float(np.log(m_t.alpha / m_t.sigma)), end)
     point = gaussian_flow(third, m_t, m_s, POINT.means[0], POINT.scales[0])
     return np.concatenate([gauss, m_s.alpha * np.asarray(y), point])
+
+
+@functools.cache
+def _mixture_flow() -> Callable:
+    return fine_flow(MIXTURE)
 
 
 def fine_flow(data: GaussianMixture, num_steps: int = 4000) -> Callable:

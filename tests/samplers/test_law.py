@@ -186,6 +186,20 @@ def test_eta_1_is_the_ancestral_step():
     np.testing.assert_allclose(run(sampler=jd.samplers.ddim(1.0)), run(sampler=jd.samplers.ddpm()), atol=2e-5)
 
 
+def test_steps_to_clean_data_add_no_noise():
+    """Trap 10. The last step ends at the denoiser's x_0 itself, for every method that draws noise."""
+    keys, x_T = jd.sample_keys(jax.random.key(0), 4), jax.random.normal(jax.random.key(1), (4, 2))
+    makers = [m.make for m in c.STOCHASTIC.values()] + [jd.samplers.lcm, lambda: jd.samplers.ddim(1.0)]
+    denoise = c.POINT.denoiser(FLOW)
+    run = jax.jit(
+        lambda x: [
+            jd.sample(keys, denoise, make(), times=np.float32([0.6, 0.3, 0.0]), schedule=FLOW, x_T=x) for make in makers
+        ]
+    )
+    for x in run(x_T):
+        np.testing.assert_allclose(x, np.broadcast_to(c.POINT.means, (4, 2)), atol=1e-6)
+
+
 def test_steps_of_underflown_noise_keep_the_data():
     """EDM's schedule near t = 0 has sigma of 1e-20, 1e-41 and 0 in float32: neither NaN nor an image lost there."""
     schedule, times = jd.schedules.edm(), np.float32([1.0, 0.3, 1e-3, 1e-6, 5e-7, 0.0])
