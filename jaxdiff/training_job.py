@@ -19,7 +19,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.program import Program
 from jaxdiff.training import parallel, processes
 from jaxdiff.training.checkpoints import CheckpointError, Checkpoints
-from jaxdiff.training.data import Batches
+from jaxdiff.training.data import Batches, DeadWorkerError
 from jaxdiff.training.logs import Clock, Log, Progress, clock_time
 from jaxdiff.training.loop import Cadence, DivergedError, StopRequest, run
 from jaxdiff.training.sources import open_dataset
@@ -41,6 +41,10 @@ def train(config: Config, began: float) -> tuple[int, str]:
     Raises:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
     """
+    if "://" in config.workdir:
+        raise UserError(
+            f"--workdir {config.workdir} is no folder; mount the bucket (see docs/launch) and name the folder"
+        )
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest() as stop:
         data = config.data
@@ -50,7 +54,7 @@ def train(config: Config, began: float) -> tuple[int, str]:
         try:
             with _owned(Path(config.workdir)) as workdir:
                 return _train(config, program, workdir, began, stop)
-        except (CheckpointError, DivergedError) as error:
+        except (CheckpointError, DeadWorkerError, DivergedError) as error:
             return 1, str(error)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):

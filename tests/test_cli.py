@@ -230,6 +230,13 @@ def test_wrong_input_is_one_line_and_writes_nothing(config, tmp_path, capsys, mo
     assert not any(tmp_path.iterdir())
 
 
+def test_a_bucket_is_no_workdir(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _train(config, "gs://bucket/run") == 2
+    assert "gs://bucket/run is no folder; mount the bucket" in _refusal(capsys)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_dry_run_says_what_it_costs_and_writes_nothing(trained, config, tmp_path, capsys):
     assert _train(config, tmp_path / "run", "--dry-run", "--train.accumulate", "1") == 0
     out = capsys.readouterr().out

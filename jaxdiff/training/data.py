@@ -22,7 +22,7 @@ from jaxtyping import Int64
 
 from jaxdiff.training.sources import RecordSource, Source, open_dataset
 
-__all__ = ["Batch", "Batches", "Prefetch", "open_dataset"]
+__all__ = ["Batch", "Batches", "DeadWorkerError", "Prefetch", "open_dataset"]
 
 Batch = dict[str, np.ndarray]
 """{"image": uint8 [rows, h, w, c], "label": int32 [rows], "row": int32 [rows], index in the global batch}."""
@@ -31,6 +31,10 @@ _SHUFFLE, _FLIP = 0, 1  # what a seed is folded with, so that no two draws share
 _AHEAD = 2  # batches made ahead of the one in use
 _POLL_SECONDS = 0.5
 _MAX_WORKERS = 8
+
+
+class DeadWorkerError(RuntimeError):
+    """A process that reads data is gone."""
 
 
 class Batches:
@@ -135,7 +139,7 @@ class Prefetch:
         if dead:
             for worker in self._workers:
                 worker.kill()  # or closing would wait for each to say goodbye
-            raise RuntimeError(
+            raise DeadWorkerError(
                 f"a data worker process died with exit code {dead[0].exitcode} (-9: killed, often for want of "
                 "memory); start the same command again"
             )

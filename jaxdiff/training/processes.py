@@ -76,12 +76,13 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
       after wrong input), because another one did.
 
     Raises:
-      UserError: the place makes no sense, or the others do not come.
+      UserError: the place makes no sense.
     """
     place.check()
     if place.coordinator is None and _detected() <= 1:
         return body()
-    _connect(place)
+    if failure := _connect(place):
+        return LOST, failure
     watch = _Watch(program)
     try:
         code, line = body()
@@ -106,7 +107,8 @@ def _detected() -> int:
     return found.get_process_count() if found else 1
 
 
-def _connect(place: Place) -> None:
+def _connect(place: Place) -> str | None:
+    """Joins the others; a line that says what happened where they do not come."""
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -119,7 +121,8 @@ def _connect(place: Place) -> None:
         )
     except (RuntimeError, ValueError) as error:
         at = distributed.global_state.coordinator_address
-        raise UserError(f"the processes did not come together at {at}: {str(error).partition(chr(10))[0]}") from error
+        return f"the processes did not come together at {at}: {str(error).partition(chr(10))[0]}"
+    return None
 
 
 def _is_about_another(error: Exception) -> bool:
@@ -249,8 +252,10 @@ class _Watch:
         """Which process is lost, or None if all are there."""
         now = time.monotonic()
         silence = {i: now - heard for i, heard in self._heard.items() if now - heard > _SILENT}
-        if now - self._round > _SILENT or not _listens(self._coordinator):  # nothing can be heard of anybody
-            silence = {0: silence.get(0, now - self._round)}
+        if not _listens(self._coordinator):
+            return f"lost {self._name(0)}, which coordinates the others: nobody answers at {self._coordinator}"
+        if now - self._round > _SILENT:  # nothing can be heard of anybody
+            silence = {0: now - self._round}
         if not silence:
             return None
         longest = max(silence.values())

@@ -35,7 +35,7 @@ config = Config(
 )
 """
 ON_WORKERS = (  # a small data set read like one that memory does not hold: by worker processes
-    "from jaxdiff.training import sources; sources.MEMORY_LIMIT = 0\n"
+    "from jaxdiff.training import data, sources; sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, 1\n"
     "from jaxdiff.cli import train_main; raise SystemExit(train_main())"
 )
 ENDLESS = ("--train.steps", "1000000", "--train.checkpoint_every", "1000000", "--train.sample_every", "0")
@@ -287,6 +287,16 @@ def test_a_data_worker_that_dies_ends_the_job(start, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert json.loads(metrics.read_text().splitlines()[0])["seconds"]["data_wait"] >= 0
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_path):
+    impatient = "from jaxdiff.training import processes; processes._START_SECONDS = 3\nimport jaxdiff.cli as cli; "
+    job = start(2, 1, command=("-c", impatient + "raise SystemExit(cli.train_main())"))
+    job.processes[1].kill()
+    assert job.survivors(1, 60) == [processes.LOST], job.text(0)
+    assert "the processes did not come together at 127.0.0.1:" in job.text(0)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
