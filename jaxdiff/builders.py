@@ -191,7 +191,7 @@ def build_sample(
             at = np.minimum(start + np.arange(batch_size), num - 1)
             portion = None if labels is None else _put(labels[at].astype(np.int32), rows)
             values = (times, np.float32(sampling.eta or 0), np.float32(sampling.guidance))
-            batches.append(_whole(run(params, key, np.int32(start), portion, *values)))
+            batches.append(whole(run(params, key, np.int32(start), portion, *values)))
         if trajectory:
             x, walk = batches[0]
             return x[:num], Trajectory(walk.x_t[:, :num], walk.x_0[:, :num])
@@ -205,7 +205,7 @@ def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def _whole(tree: Any) -> Any:
+def whole(tree: Any) -> Any:
     """Global arrays in NumPy, in every process."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)

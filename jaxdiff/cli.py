@@ -41,10 +41,10 @@ class TrainArguments(_Arguments):
 
 @dataclasses.dataclass(frozen=True)
 class SampleArguments(_Arguments):
-    """Draw samples from a run with its EMA parameters."""
+    """Draw samples from a run with its EMA parameters, or images of a text from a Stable Diffusion folder."""
 
     workdir: tyro.conf.Positional[Path]
-    """The run."""
+    """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
     sampler: Method | None = None
     """Sampling method; default: the run's own, and so for the next three."""
     steps: int | None = None
@@ -52,19 +52,27 @@ class SampleArguments(_Arguments):
     eta: float | None = None
     """Randomness, 0 to 1, of a method that has it."""
     guidance: float | None = None
-    """Classifier-free guidance scale."""
+    """Classifier-free guidance scale; default with --prompt 7.5."""
     seed: int = 0
     """Sample i depends on the seed and i alone."""
     num: int | None = None
-    """How many; default 64, or 4 with --trajectory."""
+    """How many; default 64, or 4 with --trajectory, 1 with --prompt."""
     classes: tuple[int, ...] = ()
     """Classes to go through in turn; default all."""
-    batch_size: int = 64
-    """How many to draw at once."""
+    batch_size: int | None = None
+    """How many to draw at once; default 64, or 4 with --prompt."""
     trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
     """Draw the walk from noise to image instead: x_t and the x_0 estimate."""
     out: Path | None = None
     """FILE.png (a grid), FILE.npz (arrays), a folder (single PNGs); with --trajectory FILE.png or FILE.gif."""
+    prompt: str | None = None
+    """A text to make images of."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    height: int | None = None
+    """Pixels, with --prompt; default the model's own."""
+    width: int | None = None
+    """Likewise."""
 
 
 def train_main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
@@ -115,10 +123,11 @@ def _sample(argv: list[str]) -> tuple[int, str]:
     from jaxdiff.training import processes
 
     def draw() -> tuple[int, str]:
-        from jaxdiff import sampling_job
+        from jaxdiff import prompt_job, sampling_job
 
+        job = prompt_job if prompt_job.takes_prompt(arguments.workdir) else sampling_job
         asked = {name: value for name, value in vars(arguments).items() if name not in vars(_Arguments())}
-        return sampling_job.draw(sampling_job.Request(**asked))
+        return job.draw(sampling_job.Request(**asked))
 
     return processes.run(_place(arguments), "sample.py", draw)
 

@@ -35,9 +35,13 @@ class Request:
     seed: int = 0
     num: int | None = None
     classes: tuple[int, ...] = ()
-    batch_size: int = 64
+    batch_size: int | None = None
     trajectory: bool = False
     out: Path | None = None
+    prompt: str | None = None
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
 
 
 def draw(request: Request) -> tuple[int, str]:
@@ -51,8 +55,11 @@ def draw(request: Request) -> tuple[int, str]:
     sampling = _sampling(config.sampling, request)
     validate(dataclasses.replace(config, sampling=sampling))
     num = request.num if request.num is not None else WALKS if request.trajectory else 64
+    batch_size = 64 if request.batch_size is None else request.batch_size
     out = request.out or _default_out(request, sampling)
-    _check_request(request, config, num, out)
+    _check_request(request, config)
+    check_numbers(request, num, batch_size)
+    check_out(out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
 
     mesh = make_mesh()
     try:
@@ -65,7 +72,7 @@ def draw(request: Request) -> tuple[int, str]:
     if config.model.num_classes:
         classes = request.classes or range(config.model.num_classes)
         labels = np.array(classes, np.int32)[np.arange(num) % len(classes)]
-    portion = num if request.trajectory else min(num, request.batch_size)
+    portion = num if request.trajectory else min(num, batch_size)
     make = build_sample(config, sampling, model, shape, portion, mesh, trajectory=request.trajectory)
     start = time.perf_counter()
     drawn = make(state.ema_params, jax.random.key(request.seed, impl="threefry2x32"), num, labels)
@@ -76,7 +83,7 @@ def draw(request: Request) -> tuple[int, str]:
     if request.trajectory:
         _write_trajectory(out, drawn[1], build_times(config, sampling))
     else:
-        _write(out, pictures.to_uint8(drawn), labels, len(request.classes) or config.model.num_classes)
+        write_images(out, pictures.to_uint8(drawn), labels, len(request.classes) or config.model.num_classes)
     how = f"{sampling.sampler}, {sampling.steps} steps, {seconds:.1f} s"
     return 0, f"{num} samples of step {int(state.step)} ({how}) in {out}"
 
@@ -95,19 +102,34 @@ def _default_out(request: Request, sampling: Sampling) -> Path:
     return request.workdir / "samples" / f"{kind}_{sampling.sampler}{sampling.steps}_seed{request.seed}.png"
 
 
-def _check_request(request: Request, config: Config, num: int, out: Path) -> None:
-    """Refuses what cannot be drawn or written, before anything is read or compiled."""
+def _check_request(request: Request, config: Config) -> None:
+    """Refuses what does not fit the run, before anything is read or compiled."""
     num_classes = config.model.num_classes
-    if num < 1 or request.batch_size < 1:
-        raise UserError(f"--num {num} and --batch-size {request.batch_size} must be at least 1")
-    if not 0 <= request.seed < 2**32:
-        raise UserError(f"--seed {request.seed} must lie in 0..{2**32 - 1}")
+    for option, value in (
+        ("prompt", request.prompt),
+        ("negative-prompt", request.negative_prompt or None),
+        ("height", request.height),
+        ("width", request.width),
+    ):
+        if value is not None:
+            raise UserError(f"--{option}: {request.workdir} is a run, which takes no prompt and has one size")
     if request.classes and not num_classes:
         raise UserError(f"--classes: the run in {request.workdir} has no classes")
     outside = [label for label in request.classes if not 0 <= label < num_classes]
     if outside:
         raise UserError(f"--classes {outside[0]} is not a class of this run; they are 0..{num_classes - 1}")
-    legal = (".png", ".gif") if request.trajectory else ("", ".png", ".npz")
+
+
+def check_numbers(request: Request, num: int, batch_size: int) -> None:
+    """Refuses numbers with which nothing can be drawn."""
+    if num < 1 or batch_size < 1:
+        raise UserError(f"--num {num} and --batch-size {batch_size} must be at least 1")
+    if not 0 <= request.seed < 2**32:
+        raise UserError(f"--seed {request.seed} must lie in 0..{2**32 - 1}")
+
+
+def check_out(out: Path, legal: tuple[str, ...], num: int) -> None:
+    """Refuses a place where num samples cannot be written, before they are drawn."""
     if out.suffix not in legal:
         kinds = ", ".join(f"{suffix or 'no suffix'} ({SUFFIXES[suffix]})" for suffix in legal)
         raise UserError(f"--out {out} must end in one of: {kinds}")
@@ -132,7 +154,7 @@ def _names(num: int, images: Any) -> list[tuple[str, Any]]:
     return [(f"{i:06}.png", None if images is None else images[i]) for i in range(num)]
 
 
-def _write(out: Path, images: np.ndarray, labels: np.ndarray | None, classes: int) -> None:
+def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None = None, classes: int = 0) -> None:
     """A grid with a class a row, a folder of single images, or arrays."""
     if out.suffix == ".png":
         rows = min(classes, len(images)) or round(len(images) ** 0.5)

@@ -350,6 +350,8 @@ def test_samples_as_a_grid_a_folder_and_a_walk(trained, tmp_path):
         (["--out", "a.jpg"], ["a.jpg", ".npz"]),
         (["--trajectory", "--out", "a.npz"], ["a.npz", ".gif"]),
         (["--guidence", "2"], ["--guidence", "--guidance"]),
+        (["--prompt", "a horse"], ["--prompt", "no prompt"]),
+        (["--height", "64"], ["--height", "one size"]),
         (["--out", "."], ["other files"]),
     ],
 )

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import UserError
-from jaxdiff.interop import names, safetensors, torch_files
+from jaxdiff.interop import names, safetensors
+from jaxdiff.interop.options import fill
 from jaxdiff.interop.schedulers import VERSION, read_json, scheduler_config
+from jaxdiff.interop.weights import DIFFUSERS, read_weights
 from jaxdiff.models import UNet, check
 from jaxdiff.models.layers import group_count
 from jaxdiff.schedules import Schedule
 
-WEIGHTS = "diffusion_pytorch_model"
 TIME_KERNEL = ("embedding", "dense1", "kernel")
 
 _DEFAULTS: dict[str, Any] = {  # of UNet2DModel 0.42; a file may leave out what it does not change
@@ -114,7 +114,7 @@ def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: 
     network = UNet(**fields)
     abstract = abstract_params(network, shape)  # pyright: ignore[reportArgumentType]  # Linen modules are frozen
     table = names.diffusers_table(abstract, len(fields["channel_mults"]))
-    tensors = modern(_weights(folder))
+    tensors = read_weights(folder, DIFFUSERS)
     notes: tuple[str, ...] = ()
     if fields["num_classes"] and not null_class:
         key = "class_embedding.weight"
@@ -143,39 +143,13 @@ def replace_time_kernel(params: Any, change: Any) -> None:
     dense["kernel"] = jax.device_put(kernel, dense["kernel"].sharding) if placed else kernel
 
 
-def modern(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Their tensors under today's names: until 2023 attention had query, key, value and proj_attn."""
-    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    pattern = re.compile(r"(attentions\.\d+\.)(query|key|value|proj_attn)(?=\.)")
-    return {pattern.sub(lambda m: m[1] + old[m[2]], name): value for name, value in tensors.items()}
-
-
-def _weights(folder: Path) -> Mapping[str, np.ndarray]:
-    for name in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json"):
-        if (folder / name).is_file():
-            return safetensors.read(folder / name)
-    if (folder / f"{WEIGHTS}.bin").is_file():
-        return torch_files.read(folder / f"{WEIGHTS}.bin")
-    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-    raise UserError(f"{folder} has no {WEIGHTS}.safetensors (or .safetensors.index.json, or .bin); it has {found}")
-
-
 def unet_fields(config: Mapping[str, Any], *, null_class: bool = False) -> tuple[dict[str, Any], tuple[int, int, int]]:
     """A UNet2DModel config -> (fields of our UNet, image shape).
 
     Raises:
       UserError: options that our U-Net does not have, all of them.
     """
-    problems = []
-    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise UserError(f"config.json is of a {config['_class_name']}; jaxdiff imports UNet2DModel")
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
-    if unknown := sorted(known.keys() - _DEFAULTS.keys()):
-        problems.append(f"unknown options {', '.join(unknown)}")
-    c = {**_DEFAULTS, **known}
-    for option, choices in _ONLY.items():
-        if c[option] not in choices:
-            problems.append(f"{option}={c[option]!r} (only {' or '.join(map(repr, choices))})")
+    c, problems = fill(config, ["UNet2DModel"], _DEFAULTS, _ONLY)
     channels = c["block_out_channels"]
     if c["time_embedding_dim"] not in (None, 4 * channels[0]):
         problems.append(f"time_embedding_dim={c['time_embedding_dim']} (only {4 * channels[0]})")
@@ -268,7 +242,7 @@ def export_unet(
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.write(folder / f"{WEIGHTS}.safetensors", tensors, {"format": "pt"})
+    safetensors.write(folder / f"{DIFFUSERS[0]}.safetensors", tensors, {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -34,22 +34,28 @@ def leaf_paths(tree: Any) -> Iterator[tuple[str, Any]]:
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def diffusers_table(params: Any, levels: int) -> Table:
-    """The names of diffusers' UNet2DModel.
+_BLOCK = {"time": "time_emb_proj", "shortcut": "conv_shortcut"}
+_QKV = {"query": "to_q", "key": "to_k", "value": "to_v", "proj": "to_out.0"}
+_SELF_ATTENTION = {"norm": "group_norm", **_QKV}
+_PIXEL_TRANSFORMER = {
+    "block": "transformer_blocks.0",
+    "self_attention": "attn1",
+    "cross_attention": "attn2",
+    "dense1": "ff.net.0.proj",
+    "dense2": "ff.net.2",
+    **_QKV,
+}
+
+
+def diffusers_table(params: Any, levels: int, text: bool = False) -> Table:
+    """The names of diffusers' UNet2DModel, or UNet2DConditionModel; and of what AutoencoderKL has in common with them.
 
     Args:
       params: our tree, of arrays or ShapeDtypeStructs.
       levels: of the network; theirs counts the way up from the deepest.
+      text: whether its attention is that of TextUNet.
     """
-    inner = {
-        "time": "time_emb_proj",
-        "shortcut": "conv_shortcut",
-        "norm": "group_norm",
-        "query": "to_q",
-        "key": "to_k",
-        "value": "to_v",
-        "proj": "to_out.0",
-    }
+    inner = {**_BLOCK, **(_PIXEL_TRANSFORMER if text else _SELF_ATTENTION)}
     whole = {
         "norm_out": "conv_norm_out",
         "middle_attention": "mid_block.attentions.0",
@@ -70,6 +76,41 @@ def diffusers_table(params: Any, levels: int) -> Table:
             head = f"{way}_blocks.{number}.{last}"
         head = re.sub(r"^middle_block_(\d)$", r"mid_block.resnets.\1", whole.get(head, head))
         table[path] = Source(".".join([head, *(inner.get(m, m) for m in rest), LEAVES[leaf]]))
+    return table
+
+
+def autoencoder_table(params: Any, levels: int) -> Table:
+    """The names of diffusers' AutoencoderKL: two networks, and what lies between them."""
+    between = {"encoder.moments": "quant_conv", "decoder.latent": "post_quant_conv"}
+    table = {}
+    for half in ("encoder", "decoder"):
+        for path, source in diffusers_table(params[half], levels).items():
+            module, leaf = f"{half}.{source.name}".rsplit(".", 1)
+            table[f"{half}/{path}"] = Source(f"{between.get(module, module)}.{leaf}")
+    return table
+
+
+def text_encoder_table(params: Any) -> Table:
+    """The names of transformers' CLIPTextModel, without their common prefix."""
+    inner = {
+        "tokens": "embeddings.token_embedding",
+        "places": "embeddings.position_embedding",
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "dense1": "mlp.fc1",
+        "dense2": "mlp.fc2",
+        "attention": "self_attn",
+        "query": "q_proj",
+        "key": "k_proj",
+        "value": "v_proj",
+        "proj": "out_proj",
+        "norm_out": "final_layer_norm",
+    }
+    table = {}
+    for path, _ in leaf_paths(params):
+        *modules, leaf = path.split("/")
+        theirs = [inner.get(m, m.replace("layer_", "encoder.layers.")) for m in modules]
+        table[path] = Source(".".join([*theirs, LEAVES[leaf]]))
     return table
 
 

@@ -1,5 +1,8 @@
 """Networks: the only place where Flax is imported. Everything else sees `predict(x_t, t, cond)`."""
 
+from jaxdiff.models.autoencoder import Autoencoder as Autoencoder
 from jaxdiff.models.classifier import Classifier as Classifier
+from jaxdiff.models.text_encoder import TextEncoder as TextEncoder
+from jaxdiff.models.text_unet import TextUNet as TextUNet
 from jaxdiff.models.unet import UNet as UNet
 from jaxdiff.models.unet import check as check

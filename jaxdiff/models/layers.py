@@ -260,6 +260,8 @@ class Embedding(nn.Module):
 class ResBlock(nn.Module):
     """norm, SiLU, resample, conv, time, norm, SiLU, dropout, zero-initialised conv; plus the resampled input.
 
+    Without an embedding the step "time" is left out, as in autoencoders.
+
     Attributes:
       channels: output channels; a 1x1 shortcut where the input has another number.
       time_injection: "add" (DDPM), norm(h + e), or "scale_shift" (ADM), norm(h) (1 + scale) + shift.
@@ -279,8 +281,8 @@ class ResBlock(nn.Module):
     winograd: bool = False
 
     @nn.compact
-    def __call__(self, x: Image, emb: Float[Array, "batch features"], dropout_keys: Keys = None) -> Array:
-        """Apply the block to x under the embedding; dropout only with keys."""
+    def __call__(self, x: Image, emb: Float[Array, "batch features"] | None, dropout_keys: Keys = None) -> Array:
+        """Apply the block to x under the embedding, if any; dropout only with keys."""
         h = nn.silu(group_norm(x, "norm1", self.norms))
         if self.resample == "up":
             h, x = UpsampleConv(self.channels, self.dtype, name="conv1")(h), upsample_nearest(x)
@@ -289,19 +291,24 @@ class ResBlock(nn.Module):
                 h, x = downsample_average(h), downsample_average(x)
             h = conv3x3(self.channels, self.dtype, "conv1", winograd=self.winograd)(h)
 
-        scale_shift = self.time_injection == "scale_shift"
-        width = 2 * self.channels if scale_shift else self.channels
-        e = nn.Dense(width, dtype=self.dtype, kernel_init=fan_average, name="time")(nn.silu(emb))[:, None, None, :]
-        if scale_shift:
-            scale, shift = jnp.split(e, 2, axis=-1)
-            h = group_norm(h, "norm2", self.norms) * (1 + scale) + shift
+        if emb is None:
+            h = group_norm(h, "norm2", self.norms)
         else:
-            h = group_norm(h + e, "norm2", self.norms)
+            h = self._norm_with_time(h, emb)
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), dropout_keys)
         h = conv3x3(self.channels, self.dtype, "conv2", zero=True, winograd=self.winograd)(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_average, name="shortcut")(x)
         return x + h
+
+    def _norm_with_time(self, h: Image, emb: Float[Array, "batch features"]) -> Image:
+        scale_shift = self.time_injection == "scale_shift"
+        width = 2 * self.channels if scale_shift else self.channels
+        e = nn.Dense(width, dtype=self.dtype, kernel_init=fan_average, name="time")(nn.silu(emb))[:, None, None, :]
+        if scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            return group_norm(h, "norm2", self.norms) * (1 + scale) + shift
+        return group_norm(h + e, "norm2", self.norms)
 
 
 class SelfAttention(nn.Module):

@@ -1,0 +1,108 @@
+"""Transformer blocks: attention within a sequence and to another one, feed-forward layers, and a block over pixels.
+
+References:
+  Vaswani et al., Attention Is All You Need, 2017.
+  LDM:   Rombach, Blattmann, Lorenz, Esser, Ommer, High-Resolution Image Synthesis with Latent Diffusion Models,
+         2022, appendix E.2.1: the block over pixels.
+  GEGLU: Shazeer, GLU Variants Improve Transformer, 2020, eq. 6.
+
+Norms and softmax are float32 whatever the compute dtype.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdiff.models.layers import ZEROS, Image, Norm, fan_average, group_norm
+
+Features = Float[Array, "batch tokens features"]
+
+
+def layer_norm(x: Features, name: str) -> Features:
+    """LayerNorm in float32, back in x's dtype: the submodule `name` of the calling module."""
+    layer = nn.LayerNorm(epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return layer(x).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of every token of x to every token of a context: proj(softmax(q k^T / sqrt(d)) v).
+
+    Attributes:
+      heads: a divisor of x's features.
+      dtype: compute dtype.
+      bias: of query, key and value (proj has one in any case).
+      causal: token i attends to tokens 0..i alone.
+    """
+
+    heads: int
+    dtype: Any
+    bias: bool = False
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x: Features, context: Float[Array, "batch others width"]) -> Features:
+        """Attend from x to the context, which may be x itself."""
+        batch, tokens, features = x.shape
+
+        def project(name: str, source: Array) -> Array:
+            dense = nn.Dense(features, self.bias, dtype=self.dtype, kernel_init=fan_average, name=name)
+            return dense(source).reshape(batch, source.shape[1], self.heads, features // self.heads)
+
+        query, key, value = project("query", x), project("key", context), project("value", context)
+        y = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        y = y.reshape(batch, tokens, features)
+        return nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="proj")(y)
+
+
+class CrossBlock(nn.Module):
+    """Self-attention, attention to the context, GEGLU feed-forward; each on the norm of x, and added to it.
+
+    Attributes:
+      heads: attention heads.
+      dtype: compute dtype.
+    """
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Features, context: Float[Array, "batch others width"]) -> Features:
+        """Apply the block to x under the context."""
+        features = x.shape[-1]
+        y = layer_norm(x, "norm1")
+        x += Attention(self.heads, self.dtype, name="self_attention")(y, y)
+        x += Attention(self.heads, self.dtype, name="cross_attention")(layer_norm(x, "norm2"), context)
+        y = layer_norm(x, "norm3")
+        y = nn.Dense(8 * features, dtype=self.dtype, kernel_init=fan_average, name="dense1")(y)
+        y, gate = jnp.split(y, 2, axis=-1)
+        y *= nn.gelu(gate, approximate=False)
+        return x + nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="dense2")(y)
+
+
+class PixelTransformer(nn.Module):
+    """x + proj_out(block(proj_in(norm(x)))) with every pixel as a token; proj_out zero-initialised.
+
+    Whether the projections are written as 1x1 convolutions or as dense layers is the same thing here.
+
+    Attributes:
+      heads: attention heads.
+      dtype: compute dtype.
+      groups: of the norm, whose epsilon is 1e-6.
+    """
+
+    heads: int
+    dtype: Any
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Image, context: Float[Array, "batch others width"]) -> Image:
+        """Apply the block to the pixels of x under the context."""
+        batch, h, w, c = x.shape
+        y = group_norm(x, "norm", Norm(self.groups, 1e-6)).reshape(batch, h * w, c)
+        y = nn.Dense(c, dtype=self.dtype, kernel_init=fan_average, name="proj_in")(y)
+        y = CrossBlock(self.heads, self.dtype, name="block")(y, context)
+        y = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="proj_out")(y)
+        return x + y.reshape(x.shape)

@@ -1,0 +1,143 @@
+"""Text to image: whole pipelines against what diffusers drew (scripts/make_latent_fixtures.py), and the command."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jaxdiff import cli, prompt_job
+from jaxdiff.interop import read_pipeline
+from tests.stable_diffusion import ROOT, pipeline_folder
+
+SHAPE = (8, 8, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Optimising these programs takes XLA longer than running them; the user's compilation cache is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+        patch.setattr(prompt_job.jax, "jit", fast)
+        patch.setattr(prompt_job, "make_mesh", one_device)
+        for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+            patch.setenv(name, "")
+        yield
+
+
+def one_device():
+    return Mesh(np.array(jax.devices()[:1]), ("data",))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A pipeline of version 2, which no test changes."""
+    return pipeline_folder("pipeline_v", tmp_path_factory.mktemp("sd") / "model")[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pipeline_ddim",
+        pytest.param("pipeline_dpm", marks=pytest.mark.slow),
+        pytest.param("pipeline_outdated", marks=pytest.mark.slow),
+        pytest.param("pipeline_pndm", marks=pytest.mark.slow),
+        pytest.param("pipeline_v", marks=pytest.mark.slow),
+    ],
+)
+def test_images_are_those_of_diffusers(name, tmp_path, monkeypatch):
+    """The same prompts, latents, guidance and steps: DDIM, PNDM and DPM-Solver++; noise and v; an outdated config."""
+    folder, about = pipeline_folder(name, tmp_path / "model")
+    io = {key: value.astype(np.float32) for key, value in np.load(ROOT / name / "io.npz").items()}
+    latents = jnp.asarray(io["latents"].transpose(0, 2, 3, 1))
+    monkeypatch.setattr(prompt_job, "normal_like", lambda keys, x: latents)
+    pipeline = read_pipeline(folder)
+    assert pipeline.latent_shape(None, None) == SHAPE
+    tokens = pipeline.tokenizer([about["prompt"], about["negative_prompt"]], pipeline.max_tokens)
+    times = prompt_job.padded_times(pipeline.scheduler, about["steps"])
+    make = prompt_job.build_draw(pipeline, pipeline.scheduler, SHAPE, 2, one_device(), guided=True)
+    images = make(jax.random.key(0), 2, tokens, times, about["guidance"])
+    assert np.mean(np.abs(images) < 1) > 0.5  # theirs are clipped
+    assert np.abs(np.clip(images / 2 + 0.5, 0, 1) - io["images"]).max() <= 2e-5
+
+
+@pytest.fixture(scope="module")
+def drawn(folder, tmp_path_factory):
+    """What the command draws: three images of seed 3, two at a time."""
+    out = tmp_path_factory.mktemp("out") / "three.npz"
+    options = ["--num", "3", "--batch-size", "2", "--steps", "3", "--seed", "3", "--guidance", "2"]
+    words = ["--prompt", "a red horse", "--negative-prompt", "blurry", "--out", str(out)]
+    assert cli.sample_main([str(folder), *options, *words]) == 0
+    return np.load(out)["images"]
+
+
+def test_command_draws_images(drawn):
+    assert drawn.shape == (3, 16, 16, 3) and drawn.dtype == np.uint8
+    assert drawn.std() > 10 and (drawn[0] != drawn[1]).any()
+
+
+def test_image_depends_on_seed_and_number_alone(folder, drawn):
+    """Image 2 of three, drawn two at a time, and image 2 of five drawn at once, on the same noise."""
+    pipeline = read_pipeline(folder)
+    tokens = pipeline.tokenizer(["a red horse", "blurry"], pipeline.max_tokens)
+    times = prompt_job.padded_times(pipeline.scheduler, 3)
+    make = prompt_job.build_draw(pipeline, pipeline.scheduler, SHAPE, 5, one_device(), guided=True)
+    five = make(jax.random.key(3, impl="threefry2x32"), 5, tokens, times, 2.0)
+    assert np.abs(prompt_job.pictures.to_uint8(five[:3]).astype(int) - drawn.astype(int)).max() <= 1
+
+
+def refused(folder, capsys, *options):
+    assert cli.sample_main([str(folder), *options]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+def test_wrong_requests_are_refused_in_one_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ask = ("--prompt", "a horse")
+    assert 'give --prompt "..."' in refused(folder, capsys)
+    assert "--classes is for runs" in refused(folder, capsys, *ask, "--classes", "1")
+    assert "--guidance -1.0 must lie in 0..1000" in refused(folder, capsys, *ask, "--guidance", "-1")
+    assert "--num 0" in refused(folder, capsys, *ask, "--num", "0")
+    assert "--height 18 must be a multiple of 4" in refused(folder, capsys, *ask, "--height", "18")
+    assert "--width 0 must be a multiple of 4" in refused(folder, capsys, *ask, "--width", "0")
+    assert "--steps 0: num_steps must lie in 1..1000" in refused(folder, capsys, *ask, "--steps", "0")
+    assert "begin beyond T = 1000" in refused(folder, capsys, *ask, "--steps", "1000")
+    assert "--eta 0.5 with heun" in refused(folder, capsys, *ask, "--sampler", "heun", "--eta", "0.5")
+    assert "--out x.gif must end in one of" in refused(folder, capsys, *ask, "--out", "x.gif")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline, which takes no prompt here"),
+        ({"vae": ["diffusers", "VQModel"]}, "vae is a VQModel (only AutoencoderKL"),
+        ({"unet": None}, "names no unet"),
+        ({"text_encoder_2": ["transformers", "CLIPTextModel"]}, "parts that jaxdiff has not: text_encoder_2"),
+    ],
+)
+def test_other_pipelines_are_refused(folder, tmp_path, capsys, change, part):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | change))
+    assert part in refused(copy, capsys, "--prompt", "a horse")
+
+
+def test_missing_and_unfitting_parts_are_named(folder, tmp_path, capsys):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    shutil.rmtree(copy / "vae")
+    assert "the folder vae is missing" in refused(copy, capsys, "--prompt", "a horse")
+    (copy / "vae").mkdir()
+    assert "vae/config.json is missing" in refused(copy, capsys, "--prompt", "a horse")
+    shutil.rmtree(copy / "vae")
+    shutil.copytree(folder / "vae", copy / "vae")
+    other = pipeline_folder("pipeline_ddim", tmp_path / "other")[0]
+    shutil.rmtree(copy / "text_encoder")
+    shutil.copytree(other / "text_encoder", copy / "text_encoder")
+    assert "its parts do not fit: text's features" in refused(copy, capsys, "--prompt", "a horse")
