@@ -206,8 +206,9 @@ standard errors. To be below 4; chance alone takes the worst of the 455 numbers 
 MIXTURE = """### The mixture
 
 100,000 samples against the mean and covariance of the data itself: methods of weak order 1 need about 1000 steps for
-their bias to be hidden by the sampling error, the others take 100. On EDM's schedule `log_snr` and `karras` reach
-sigma = 8e-20 with the default `t_min`, so that 100 steps are too long; give `t_min` there.
+their bias to be hidden by the sampling error, the others take 100. More than 4 is a bias of the method at so many
+steps, not chance: on the continuous `leading` grid the last step but one leaps from t = 0.01 to 1e-5. (EDM's schedule
+is not here with `log_snr` and `karras`, which reach sigma = 8e-20 with the default `t_min`: give `t_min` there.)
 
 """
 CONSISTENCY = """### Consistency sampling

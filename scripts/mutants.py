@@ -1,0 +1,363 @@
+"""Do the tests catch the field's usual mistakes? Plants each in a copy of the tree and runs the test that should fail.
+
+    JAX_PLATFORMS=cpu uv run scripts/mutants.py [WORD ...]      writes docs/traps.md
+
+With WORDs only the mistakes that have one of them in their line are planted; the other rows stay as they are.
+
+A mistake that no test catches (the mutant survives) makes the exit code 1.
+"""
+
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Trap(NamedTuple):
+    """A mistake in one line, the test that catches it, and, if it can be planted, its text: file, before, after."""
+
+    what: str
+    test: str
+    file: str = ""
+    before: str = ""
+    after: str = ""
+
+
+TRAPS = (
+    Trap(
+        "Steps paired by arithmetic on the stride instead of by the list of times",
+        "tests/samplers/test_order.py::test_ddim_on_standard_normal_data_is_a_product_of_cosines",
+        "jaxdiff/samplers/base.py",
+        "(steps, times[:-1], times[1:])",
+        "(steps, times[:-1], times[:-1] + times[1] - times[0])",
+    ),
+    Trap(
+        "A grid by floating-point `arange`: one step too many for some N",
+        "tests/test_times.py::test_every_number_of_steps_of_a_continuous_schedule",
+        "jaxdiff/times.py",
+        "np.arange(num_steps, 0, -1) / num_steps\n    if not",
+        "np.arange(1.0, 0.0, -1 / num_steps)\n    if not",
+    ),
+    Trap(
+        "Leading spacing never shows the network pure noise: kept as published, exactly, and said so",
+        "tests/test_times.py::test_spacings_are_what_they_say",
+        "jaxdiff/times.py",
+        "* (top // num_steps) + 1) / top",
+        "* (top // num_steps)) / top",
+    ),
+    Trap(
+        "Two steps on the same entry of the table, where rounding made their times equal",
+        "tests/test_times.py::test_every_number_of_steps_of_a_discrete_schedule",
+        "jaxdiff/times.py",
+        "np.maximum.accumulate(np.maximum(rising, rank) - rank) + rank",
+        "np.maximum(rising, 1)",
+    ),
+    Trap(
+        "Times outside the schedule clamp or wrap silently",
+        "tests/test_schedules.py::test_t_outside_0_and_1_never_passes_silently",
+        "jaxdiff/schedules/base.py",
+        "jnp.where(_inside(t), a, jnp.nan)",
+        "a",
+    ),
+    Trap(
+        "A strided ancestral step with the coefficients of t's neighbour in the table",
+        "tests/samplers/test_law.py::test_law_on_a_point[ddpm small]",
+        "jaxdiff/samplers/ddpm.py",
+        "posterior(p.x_0, x, m_s, m_t)",
+        "posterior(p.x_0, x, schedule(t - 0.001), m_t)",
+    ),
+    Trap(
+        "The index of a time truncated instead of rounded",
+        "tests/test_schedules.py::test_every_index_is_exact_in_float32",
+        "jaxdiff/schedules/base.py",
+        "jnp.round(t * num_steps)",
+        "jnp.floor(t * num_steps)",
+    ),
+    Trap(
+        "DDIM's direction with eta^2 in place of the step's variance",
+        "tests/samplers/test_law.py::test_law_on_a_point[ddim eta=0.5]",
+        "jaxdiff/samplers/ddim.py",
+        "(1.0 - ratio) * (1.0 + ratio)",
+        "1.0 - eta * eta",
+    ),
+    Trap(
+        "Clean data that is not quite clean: a first entry of the table with noise in it",
+        "tests/test_schedules.py::test_clean_at_0_and_amplitudes_never_cross",
+        "jaxdiff/schedules/base.py",
+        "np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])",
+        "np.concatenate([[np.log1p(-betas[0])], np.cumsum(np.log1p(-betas))])",
+    ),
+    Trap(
+        "Noise added in the last step",
+        "tests/samplers/test_law.py::test_steps_to_clean_data_add_no_noise",
+        "jaxdiff/samplers/ddpm.py",
+        "jnp.where(m_s.sigma > 0, spread, 0.0)",
+        "spread",
+    ),
+    Trap(
+        "eta > 0 without less of the predicted noise: too much variance",
+        "tests/samplers/test_law.py::test_law_on_a_point[ddim eta=0.5]",
+        "jaxdiff/samplers/ddim.py",
+        "direction * p.noise",
+        "m_s.sigma * p.noise",
+    ),
+    Trap(
+        "eta that is the stochasticity at 0 and 1 only",
+        "tests/samplers/test_law.py::test_eta_scales_the_noise_of_the_ancestral_step",
+        "jaxdiff/samplers/ddim.py",
+        "ratio = eta * ",
+        "ratio = eta**2 * ",
+    ),
+    Trap(
+        "One key for every step: the same noise each time",
+        "tests/samplers/test_law.py::test_each_step_draws_new_noise",
+        "jaxdiff/samplers/base.py",
+        "jax.random.fold_in(key, index))(step_keys)",
+        "key)(step_keys)",
+    ),
+    Trap(
+        "One key for the whole batch: samples that depend on the batch, or are equal",
+        "tests/samplers/test_base.py::test_example_i_depends_on_its_own_key_alone",
+        "jaxdiff/samplers/base.py",
+        "jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)",
+        "jax.random.normal(keys[0], x.shape, x.dtype)",
+    ),
+    Trap(
+        "Learned variance interpolated between variances instead of their logs",
+        "tests/test_process.py::test_learned_variance_interpolates_the_logs",
+        "jaxdiff/process.py",
+        "return log_beta + (1.0 - fraction) * jnp.log(ratio)",
+        "return log_beta + jnp.log(fraction + (1.0 - fraction) * ratio)",
+    ),
+    Trap(
+        "`split(x, c)` into c parts, or the wrong half for the variance",
+        "tests/test_denoisers.py::test_learned_variance_is_the_second_half_of_the_channels",
+        "jaxdiff/denoisers.py",
+        "output, raw = jnp.split(output, 2, axis=-1)",
+        "raw, output = jnp.split(output, 2, axis=-1)",
+    ),
+    Trap(
+        "The log of the first posterior variance, which is 0",
+        "tests/test_process.py::test_learned_variance_of_the_last_step_is_finite",
+        "jaxdiff/process.py",
+        "jnp.where(m_s.sigma > 0, jnp.square(m_s.sigma / m_t.sigma), 0.5)",
+        "jnp.square(m_s.sigma / m_t.sigma)",
+    ),
+    Trap(
+        "A fixed large variance is that of the step taken, on any grid; never that of the neighbour",
+        "tests/samplers/test_law.py::test_large_variance_is_exact_on_standard_normal_data",
+        "jaxdiff/samplers/ddpm.py",
+        "large = jnp.square(transition(m_s, m_t).sigma)",
+        "large = jnp.square(transition(schedule(t - 0.001), m_t).sigma)",
+    ),
+    Trap(
+        "x_0 clipped, and the noise left as it was",
+        "tests/test_denoisers.py::test_thresholds_take_the_noise_along",
+        "jaxdiff/denoisers.py",
+        "noise=prediction.noise - ratio * (x_0 - prediction.x_0)",
+        "noise=prediction.noise",
+    ),
+    Trap(
+        "Linear betas scaled by 1000/T beyond 1",
+        "tests/test_schedules.py::test_refusals_name_the_legal_range",
+        "jaxdiff/schedules/discrete.py",
+        "default_end * scale >= 1",
+        "default_end * scale >= 2",
+    ),
+    Trap(
+        "Noise prediction where nothing is left of the data: a division by 0",
+        "tests/test_denoisers.py::test_noise_without_signal_is_refused",
+        "jaxdiff/denoisers.py",
+        'prediction in ("noise", "score") and no_signal',
+        'prediction == "score" and no_signal',
+    ),
+    Trap(
+        "Noise tables by products in float32",
+        "tests/test_schedules.py::test_linear_reaches_the_closed_values",
+        "jaxdiff/schedules/base.py",
+        "np.cumsum(np.log1p(-betas))",
+        "np.log(np.cumprod((1 - betas).astype(np.float32)).astype(np.float64))",
+    ),
+    Trap(
+        "Higher order in the last step, where log-SNR is infinite",
+        "tests/samplers/test_order.py::test_whole_grid[dpmpp_2m-trailing]",
+        "jaxdiff/samplers/dpmpp_2m.py",
+        "interior(m_t, m_s) & (past.count > 0)",
+        "past.count > 0",
+    ),
+    Trap(
+        "A multistep method that starts with a past",
+        "tests/samplers/test_base.py::test_multistep_pasts_start_empty",
+        "jaxdiff/samplers/exponential.py",
+        "jnp.zeros((), jnp.int32)",
+        "jnp.ones((), jnp.int32)",
+    ),
+    Trap(
+        "A past in the wrong order",
+        "tests/samplers/test_order.py::test_order[deis 3]",
+        "jaxdiff/samplers/exponential.py",
+        "jnp.concatenate([value[None].astype(self.values.dtype), self.values])[:length]",
+        "jnp.concatenate([self.values, value[None].astype(self.values.dtype)])[-length:]",
+    ),
+    Trap(
+        "DPM-Solver++(3M) with half of the second derivative: order 2",
+        "tests/samplers/test_order.py::test_order[dpmpp_3m]",
+        "jaxdiff/samplers/dpmpp_3m.py",
+        "1.0 if compat else 2.0",
+        "1.0",
+    ),
+    Trap(
+        "The released UniPC weight in place of the exact one for a weight that stands alone: caught where it matters",
+        "tests/samplers/test_order.py::test_order[unipc 2]",
+        "jaxdiff/samplers/unipc.py",
+        'if coefficients != "exact" and len(nodes) == 1:',
+        "if len(nodes) <= 2:",
+    ),
+    Trap(
+        "min-SNR on a v loss without the division by SNR + 1",
+        "tests/losses/test_weightings.py::test_published_forms",
+        "jaxdiff/losses/weightings.py",
+        "return size / jnp.square(power)",
+        "return weights.x_0",
+    ),
+    Trap(
+        "Guidance scale counted from another convention: 1 is not the conditional model",
+        "tests/test_guidance.py::test_scale_1_is_conditional_and_0_unconditional[vp]",
+        "jaxdiff/guidance.py",
+        "return (1.0 - scale) * start + scale * end",
+        "return end + scale * (end - start)",
+    ),
+    Trap(
+        "A golden value that froze a bug: eta = 1 is compared with the ancestral step, not with a snapshot",
+        "tests/samplers/test_law.py::test_eta_1_is_the_ancestral_step",
+        "jaxdiff/samplers/ddim.py",
+        "m_s.sigma * ratio * normal_like",
+        "m_s.sigma * ratio * 0.9 * normal_like",
+    ),
+    Trap(
+        "The trajectory kept without being asked for",
+        "tests/samplers/test_base.py::test_memory_does_not_grow_with_the_steps",
+        "jaxdiff/samplers/base.py",
+        "step, lambda carry: carry, carry), None",
+        "step, lambda carry: carry, carry), carry[0]",
+    ),
+    Trap(
+        "An average of parameters that is off by one step",
+        "tests/training/test_ema.py::test_the_decay_warms_up_to_its_limit",
+        "jaxdiff/training/ema.py",
+        "(1 + step) / (10 + step)",
+        "(2 + step) / (11 + step)",
+    ),
+    Trap(
+        "A resumed run that repeats noise, or loses what it had",
+        "tests/training/test_step.py::test_keys_follow_step_and_row_alone",
+    ),
+    Trap(
+        "One key for time and noise",
+        "tests/losses/test_denoising.py::test_time_and_noise_are_drawn_with_different_keys",
+        "jaxdiff/losses/denoising.py",
+        "time_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)",
+        "time_keys = noise_keys = keys",
+    ),
+    Trap(
+        "sigma^2 in float32 where sigma is 1e-20: the last step forgets the image",
+        "tests/test_process.py::test_posterior_where_squares_of_sigma_underflow",
+        "jaxdiff/process.py",
+        "m_t.sigma * jnp.where(new > 0, jnp.sqrt(jnp.where(new > 0, new, 1.0)), 0.0)",
+        "jnp.sqrt(jnp.maximum(jnp.square(m_t.sigma) - jnp.square(alpha * m_s.sigma), 0.0))",
+    ),
+    Trap(
+        "A network in bfloat16 whose estimates stay bfloat16 in the sampler",
+        "tests/test_denoisers.py::test_network_sees_one_time_an_example_and_the_condition",
+        "jaxdiff/denoisers.py",
+        "predict(x_t, t, cond).astype(x_t.dtype)",
+        "predict(x_t, t, cond)",
+    ),
+)
+
+
+def copy_tree(to: Path) -> None:
+    """The files of the working tree that git knows or would add."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.split("\n"):
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def run(tree: Path, *tests: str) -> bool:
+    """Whether the tests pass in that tree; anything but pass and fail is an error of this script."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{tests} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def caught(tree: Path, trap: Trap) -> bool:
+    """Whether the test fails once the mistake is planted."""
+    file = tree / trap.file
+    text = file.read_text()
+    if text.count(trap.before) != 1:
+        raise SystemExit(f"{trap.file} must hold this once: {trap.before}")
+    file.write_text(text.replace(trap.before, trap.after))
+    try:
+        return not run(tree, trap.test)
+    finally:
+        file.write_text(text)
+
+
+PAGE = """# Traps
+
+Where implementations of this field go wrong, and the test that catches it here. "Caught" means that the mistake was
+planted in a copy of the tree by replacing its text, and the test failed; without it, every test named here passed. This
+page is written by
+
+    JAX_PLATFORMS=cpu uv run scripts/mutants.py
+
+in about ten minutes (the last time: {date}): {caught} of {planted} planted mistakes were caught.
+
+| the mistake | the test | planted |
+| --- | --- | --- |
+{rows}
+"""
+
+
+def main() -> int:
+    """Plants, runs, prints and writes."""
+    words, page = sys.argv[1:], ROOT / "docs" / "traps.md"
+    chosen = [trap for trap in TRAPS if not words or any(word in f"{trap}" for word in words)]
+    before = {line.split(" | ")[0]: line for line in page.read_text().splitlines()} if page.exists() else {}
+    rows = {trap: before.get(f"| {trap.what}", "") for trap in TRAPS}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        if not run(tree, *dict.fromkeys(trap.test for trap in chosen)):
+            raise SystemExit("a test fails as it is; see pytest")
+        for trap in chosen:
+            result = ("caught" if caught(tree, trap) else "SURVIVED") if trap.file else "–"
+            rows[trap] = f"| {trap.what} | `{trap.test.removeprefix('tests/')}` | {result} |"
+            print(f"{result}: {trap.what}", flush=True)
+    ends = [row.split(" | ")[-1] for row in rows.values() if row]
+    good, planted = ends.count("caught |"), len(ends) - ends.count("– |")
+    lines = "\n".join(row for row in rows.values() if row)
+    page.write_text(PAGE.format(date=datetime.date.today(), caught=good, planted=planted, rows=lines))
+    print(f"{good} of {planted} planted mistakes caught")
+    return int(good < planted)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
