@@ -8,6 +8,7 @@ e = i div total, and order_e is a permutation drawn from (seed, e).
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Generator
@@ -171,6 +172,19 @@ class _Steps:
         return {**batch, "corrupt": np.array(sorted(self._batches.source.substituted), np.int64)}
 
 
+def _end_with_parent(index: int, count: int) -> None:
+    """Ends a worker when its parent is gone, even if killed; it would wait for ever for its batches to be taken."""
+    del index, count
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 def _from_workers(
     batches: Batches, source: RecordSource, start_step: int, workers: list[BaseProcess]
 ) -> Generator[Batch]:
@@ -184,7 +198,9 @@ def _from_workers(
     )
     count = min(_MAX_WORKERS, os.cpu_count() or 1)
     before = multiprocessing.active_children()
-    iterator = iter(dataset.mp_prefetch(grain.MultiprocessingOptions(count, per_worker_buffer_size=2)))
+    iterator = iter(
+        dataset.mp_prefetch(grain.MultiprocessingOptions(count, per_worker_buffer_size=2), _end_with_parent)
+    )
     try:
         while True:
             shared = next(iterator)

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -171,6 +173,24 @@ def test_a_worker_killed_while_the_loop_waits_ends_it_within_five_seconds(record
             next(batches)
     assert 0.9 < time.perf_counter() - start < 6
     assert not multiprocessing.active_children()
+
+
+def test_workers_do_not_outlive_a_process_that_is_killed(records):
+    script = (
+        "import multiprocessing, os, signal\n"
+        "from jaxdiff.training import data, sources\n"
+        "data._MAX_WORKERS, sources.MEMORY_LIMIT = 1, 0\n"
+        f"source = sources.open_dataset('folder', {str(records)!r}, on_error='substitute')\n"
+        "next(data.Batches(source, 0, 60).iterate(0))\n"
+        "print(multiprocessing.active_children()[0].pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert run.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{int(run.stdout)}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_corrupt_image_met_by_a_worker_stops_the_loop_and_is_named(records, monkeypatch):

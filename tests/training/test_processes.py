@@ -71,7 +71,7 @@ class Job:
                 process.kill()
                 process.wait()
 
-    def wait(self, timeout=240):
+    def wait(self, timeout=400):
         """The exit codes of all."""
         deadline = time.monotonic() + timeout
         with self:
@@ -87,7 +87,7 @@ class Job:
         """What process i wrote."""
         return (self._folder / f"{i}.{stream}").read_text()
 
-    def until(self, ready, timeout=240):
+    def until(self, ready, timeout=400):
         """Returns when something is so, which must be before any process ends."""
         deadline = time.monotonic() + timeout
         while not ready():
