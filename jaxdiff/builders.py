@@ -153,9 +153,9 @@ def build_sample(
     *,
     trajectory: bool = False,
 ) -> Callable[..., Any]:
-    """(params, key, num, labels) -> samples [num, h, w, c] in NumPy, drawn batch_size at a time over all devices.
+    """(params, key, num, labels, first=0) -> samples first, first + 1, ...: [num, h, w, c] in NumPy.
 
-    Every process calls it, and gets all samples.
+    They are drawn batch_size at a time over all devices. Every process calls it, and gets all samples.
 
     Sample i depends on key and i alone (`jaxdiff.sample_keys`). One program draws every batch: a last, smaller one
     is drawn whole and cut. Steps, eta and guidance are values of that program and not part of it, so that another
@@ -185,13 +185,13 @@ def build_sample(
         sampler = build_sampler(sampling, eta if sampling.eta else 0.0)
         return sample(keys, denoise, sampler, shape=shape, times=times, schedule=schedule, trajectory=trajectory)
 
-    def draw(params: Any, key: Array, num: int, labels: np.ndarray | None) -> Any:
+    def draw(params: Any, key: Array, num: int, labels: np.ndarray | None, first: int = 0) -> Any:
         batches = []
         for start in range(0, num, batch_size):
             at = np.minimum(start + np.arange(batch_size), num - 1)
             portion = None if labels is None else _put(labels[at].astype(np.int32), rows)
             values = (times, np.float32(sampling.eta or 0), np.float32(sampling.guidance))
-            batches.append(whole(run(params, key, np.int32(start), portion, *values)))
+            batches.append(whole(run(params, key, np.int32(first + start), portion, *values)))
         if trajectory:
             x, walk = batches[0]
             return x[:num], Trajectory(walk.x_t[:, :num], walk.x_0[:, :num])

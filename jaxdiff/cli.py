@@ -101,7 +101,7 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     names = [*flat(config), *(_option_names(TrainArguments) - {"config"})]
     arguments = _parse(TrainArguments, argv, names, "train.py", default=TrainArguments(config))
     validate(arguments.config)
-    _use_compilation_cache()
+    use_compilation_cache()
     if arguments.dry_run:
         from jaxdiff import plan  # imports everything: not before the arguments are known to be right
 
@@ -119,7 +119,7 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
 def _sample(argv: list[str]) -> tuple[int, str]:
     names = [*(_option_names(SampleArguments) - {"workdir"})]
     arguments = _parse(SampleArguments, argv, names, "sample.py")
-    _use_compilation_cache()
+    use_compilation_cache()
     from jaxdiff.training import processes
 
     def draw() -> tuple[int, str]:
@@ -179,7 +179,7 @@ def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
     return code
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, so that the next start need not compile them again.
 
     JAX's own variables come first: JAX_COMPILATION_CACHE_DIR (another folder), JAX_ENABLE_COMPILATION_CACHE=false.

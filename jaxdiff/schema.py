@@ -15,7 +15,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
 
     Args:
       kind: a dataclass, whose fields may leave out what has a default; bool, int, float, str; a Literal; a tuple
-        of any length of one of these; one of these or None.
+        of any length, or a dict by strings, of one of these; one of these or None.
       value: what `json.loads` returned, or `dataclasses.asdict` (tuples are lists).
       name: how errors call it.
 
@@ -43,6 +43,8 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(decode(options[0], item, name) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): decode(options[1], item, f"{name}.{key}") for key, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if origin is None and type(value) is kind:

@@ -378,11 +378,11 @@ def test_the_users_own_settings_of_the_cache_win(monkeypatch):
     set_to = {}
     monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
-    cli._use_compilation_cache()
+    cli.use_compilation_cache()
     assert "jax_compilation_cache_dir" not in set_to
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/cache")
-    cli._use_compilation_cache()
+    cli.use_compilation_cache()
     assert set_to["jax_compilation_cache_dir"] == "/home/me/cache/jaxdiff/xla"
 
 

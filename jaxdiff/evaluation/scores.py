@@ -1,0 +1,129 @@
+"""A number and everything it depends on; what does not compare is refused."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jaxdiff.errors import UserError
+
+METRICS = {  # name: does less mean better
+    "fid": True,
+    "kid": True,
+    "precision": False,
+    "recall": False,
+    "density": False,
+    "coverage": False,
+    "is": False,
+    "sw": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What sets of images are measured against, and with which features."""
+
+    data: str
+    """Name of the data set."""
+    split: str
+    """Its part."""
+    n: int
+    """Images of it, all of them in the moments of FID."""
+    resize: str
+    """How the data was brought to the model's size, and images to the extractor's."""
+    extractor: str
+    """Name and digest of the weights."""
+    digest: str
+    """SHA-256, 16 digits, of the images' fingerprint, the extractor's weights and all the above."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Metrics of n images against a reference."""
+
+    what: str
+    """The run's weights: their digest; or the split that stands in their place (the floor)."""
+    step: int
+    """Training step of the weights."""
+    ema: float
+    """Decay of the average that was sampled from."""
+    sampler: str
+    """Method, with eta and variance where they matter."""
+    steps: int
+    """Sampling steps."""
+    nfe: int
+    """Network evaluations an image."""
+    guidance: float
+    """Classifier-free scale."""
+    grid: str
+    """Spacing of the steps, and the threshold."""
+    seed: int
+    """Of the samples."""
+    n: int
+    """Images measured."""
+    reference: Reference
+    """What they were measured against."""
+    images_per_s: float
+    """On the machine it was measured on."""
+    values: dict[str, float]
+    """By metric; kid_error is the standard error of kid."""
+
+
+def identity(score: Score) -> tuple[object, ...]:
+    """All that decides the numbers: two scores with the same identity are the same measurement."""
+    skip = ("images_per_s", "values")
+    return tuple(value for name, value in vars(score).items() if name not in skip)
+
+
+def check_comparable(scores: Sequence[Score]) -> None:
+    """Refuses to put numbers beside each other that differ by how they were measured.
+
+    FID and the neighbour metrics are biased by an amount that depends on n; all depend on the reference.
+
+    Raises:
+      UserError: what differs.
+    """
+    for score in scores[1:]:
+        first = scores[0]
+        if score.n != first.n:
+            raise UserError(f"scores of {first.n} and of {score.n} images do not compare; measure one n")
+        if score.reference != first.reference:
+            a, b = dataclasses.asdict(first.reference), dataclasses.asdict(score.reference)
+            names = [name for name in a if a[name] != b[name]]
+            changes = ", ".join(f"{name} {a[name]!r} and {b[name]!r}" for name in names)
+            raise UserError(f"scores against different references do not compare: {changes}")
+
+
+def table(scores: Sequence[Score], floor: Score | None) -> str:
+    """A Markdown table, the floor first, and under it what all rows have in common.
+
+    Raises:
+      UserError: the rows do not compare; see `check_comparable`.
+    """
+    rows = [*([floor] if floor else []), *scores]
+    check_comparable(rows)
+    names = [name for name in METRICS if any(name in score.values for score in rows)]
+    lines = ["| sampler | steps | NFE | " + " | ".join(names) + " | images/s |", "|---" * (4 + len(names)) + "|"]
+    for score in rows:
+        is_floor = score is floor
+        head = f"| {score.what} (floor) | | |" if is_floor else f"| {score.sampler} | {score.steps} | {score.nfe} |"
+        cells = " | ".join(_cell(score, name) for name in names)
+        lines.append(f"{head} {cells} | {'' if is_floor else f'{score.images_per_s:.3g}'} |")
+    common = rows[-1]
+    reference = common.reference
+    lines += [
+        "",
+        f"n = {common.n}; reference: {reference.n} images of {reference.data}, split {reference.split}, "
+        f"digest {reference.digest}; features: {reference.extractor}; resize: {reference.resize}.",
+    ]
+    if scores:
+        lines.append(
+            f"Weights {common.what} of step {common.step}, EMA {common.ema}; guidance {common.guidance:g}, "
+            f"{common.grid}, seed {common.seed}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(score: Score, name: str) -> str:
+    if name not in score.values:
+        return ""
+    value = f"{score.values[name]:.4g}"
+    return f"{value} ± {score.values['kid_error']:.1g}" if name == "kid" else value
