@@ -315,7 +315,8 @@ def grid_rows() -> list[dict]:
             good = 0
             for n in range(1, 1001):
                 times = jd.time_grid(schedule, n, spacing)
-                good += len(times) == n + 1 and times[-1] == 0 and bool(np.all(np.diff(times) < 0)) and times[0] <= 1
+                falling = np.all(np.diff(times) < 0) and times[0] <= 1
+                good += int(len(times) == n + 1 and times[-1] == 0 and falling)
             rows.append({"schedule": name, "grid": grid, "good": good})
     return rows
 
