@@ -55,7 +55,7 @@ def test_everything_else_is_as_good_as_it_is_said_to_be():
     mixtures = [r for name, part in PARTS.items() if name.startswith("mixture") for r in part["rows"]]
     assert all(r["off"] < 4 for r in mixtures if (r["schedule"], r["grid"]) not in biased)
     assert all(r["off"] < 4 for r in PARTS["law of lcm"]["rows"])
-    assert all(r["good"] == 1000 for r in PARTS.get("grids", {"rows": []})["rows"])
+    assert all(r["good"] == 1000 for r in PARTS["grids"]["rows"]) and len(PARTS["grids"]["rows"]) == len(CASES)
     assert all(abs(r["found"] - r["exact"]) < 1e-9 for r in PARTS["bound"]["rows"])
     assert all(r["errors"][0] > r["errors"][1] > r["errors"][2] < 1e-10 for r in PARTS["inversion"]["rows"])
     assert all(r["share"] <= 12 for r in PARTS["conversions"]["rows"])
