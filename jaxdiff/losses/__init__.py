@@ -1,5 +1,6 @@
 """Training losses: per example, unreduced. A loss, its weighting and its time sampling do not know each other."""
 
+from jaxdiff.losses.consistency import consistency_loss, narrowing
 from jaxdiff.losses.denoising import denoising_loss, example_keys
 from jaxdiff.losses.time_sampling import (
     LossAware,
@@ -34,6 +35,7 @@ __all__ = [
     "Weights",
     "bits_per_dim",
     "bound_term",
+    "consistency_loss",
     "denoising_loss",
     "edm",
     "example_keys",
@@ -42,6 +44,7 @@ __all__ = [
     "logit_normal",
     "loss_aware",
     "min_snr",
+    "narrowing",
     "output_weight",
     "p2",
     "prior_term",
