@@ -37,6 +37,14 @@ class TrainArguments(_Arguments):
     config: Annotated[tyro.conf.FlagConversionOff[Config], tyro.conf.arg(name="")]
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the resolved config and what a step will cost, and write nothing."""
+    topology: str = ""
+    """With --dry-run: TPU slices to compile the step for, such as v5e:16x16,v6e:8x8@2 (two slices); none is needed."""
+    batch_per_chip: int | None = None
+    """With --topology: so many images a chip, in place of train.batch_size."""
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --topology: compile this step only, not for the largest batch and other settings."""
+    plan_out: Path | None = None
+    """With --topology: write the plans as JSON to this file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +109,10 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     names = [*flat(config), *(_option_names(TrainArguments) - {"config"})]
     arguments = _parse(TrainArguments, argv, names, "train.py", default=TrainArguments(config))
     validate(arguments.config)
+    _check_plan(arguments)
     use_compilation_cache()
+    if arguments.topology:
+        return 0, _plan(arguments)
     if arguments.dry_run:
         from jaxdiff import plan  # imports everything: not before the arguments are known to be right
 
@@ -114,6 +125,30 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
         return training_job.train(arguments.config, began)
 
     return processes.run(_place(arguments), "train.py", train)
+
+
+def _check_plan(arguments: TrainArguments) -> None:
+    """Refuses options of the plan without one."""
+    for name in ("topology", "batch_per_chip", "quick", "plan_out"):
+        if getattr(arguments, name) and not (arguments.dry_run and arguments.topology):
+            needed = "topology" if arguments.dry_run else "dry-run"
+            raise UserError(f"--{name.replace('_', '-')} needs --{needed}")
+
+
+def _plan(arguments: TrainArguments) -> str:
+    """The plans, topology by topology; written to --plan-out as they come, since one can take many minutes."""
+    from jaxdiff import pictures, plan
+
+    config, texts, done = arguments.config, [], []
+    topologies = arguments.topology.split(",")
+    for name in topologies:
+        plan.parse_topology(name)
+    for name in topologies:
+        done.append(plan.plan(config, name, batch_per_chip=arguments.batch_per_chip, quick=arguments.quick))
+        texts.append(plan.plan_text(done[-1]))
+        if arguments.plan_out:
+            pictures.write_whole(arguments.plan_out, plan.plans_json(config, done).encode())
+    return "\n\n".join(texts)
 
 
 def _sample(argv: list[str]) -> tuple[int, str]:
@@ -143,7 +178,7 @@ def _place(arguments: _Arguments) -> Any:
 
 
 def _parse[T](kind: type[T], argv: list[str], names: list[str], program: str, **keywords: Any) -> T:
-    """tyro's parsing, its errors as one line; flags but --trajectory and --dry-run take a value."""
+    """tyro's parsing, its errors as one line; flags but --trajectory, --dry-run and --quick take a value."""
     known = {name.replace("_", "-") for name in names} | {"help"}
     for argument in argv:
         option = argument.removeprefix("--").split("=")[0]

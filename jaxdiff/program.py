@@ -16,10 +16,17 @@ from jaxdiff.training.step import make_train_step
 
 @runtime_checkable
 class Images(Protocol):
-    """What a program needs to know of its data: (h, w, c) of every image, and the number of classes, 0 for none."""
+    """What a program needs to know of its data."""
 
-    shape: tuple[int, int, int]
-    num_classes: int
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of every image."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """0 for none."""
+        ...
 
 
 class Program:

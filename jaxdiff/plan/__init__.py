@@ -1,7 +1,41 @@
-"""What a run will cost, before it runs: arithmetic counted from its jaxpr, memory as XLA has planned it."""
+"""What a run will cost, before it runs: on this machine, or on TPU slices that are not there.
 
+`plan(config, "v5e:16x16")` compiles the step that train.py would run, with libtpu (the extra `tpu`) and no TPU, and
+says whether it fits, in how much memory, what it sends, and the least time it can take. Arithmetic is counted from
+the jaxpr and time bounded by published peaks: XLA's own figures for both count the body of a scan once.
+"""
+
+from jaxdiff.plan.chips import CHIPS, Chip, Topology, parse_topology
+from jaxdiff.plan.collectives import Collective, collectives
+from jaxdiff.plan.compiling import Compiled, stablehlo_hash
 from jaxdiff.plan.flops import count_flops
+from jaxdiff.plan.largest import Largest, largest_batch
 from jaxdiff.plan.memory import Memory, step_memory
-from jaxdiff.plan.report import describe
+from jaxdiff.plan.planning import Change, Plan, plan, plans
+from jaxdiff.plan.report import describe, plan_text, plans_json
+from jaxdiff.plan.roofline import Roofline, roofline
 
-__all__ = ["Memory", "count_flops", "describe", "step_memory"]
+__all__ = [
+    "CHIPS",
+    "Change",
+    "Chip",
+    "Collective",
+    "Compiled",
+    "Largest",
+    "Memory",
+    "Plan",
+    "Roofline",
+    "Topology",
+    "collectives",
+    "count_flops",
+    "describe",
+    "largest_batch",
+    "parse_topology",
+    "plan",
+    "plan_text",
+    "plans",
+    "plans_json",
+    "roofline",
+    "stablehlo_hash",
+    "step_memory",
+]
