@@ -24,9 +24,12 @@ format:  ## rewrites what `lint` can mend
 	uv run ruff format
 
 TORCH_PYTHON ?= /tmp/torchenv/bin/python
+FLAX_PYTHON ?= /tmp/flaxenv/bin/python
 parity:  ## the fixtures of tests/interop anew, and full-size parity with diffusers; TORCH_PYTHON: see docs/interop.md
 	$(TORCH_PYTHON) scripts/make_interop_fixtures.py $(if $(OPENAI),--openai $(OPENAI))
+	$(TORCH_PYTHON) scripts/make_latent_fixtures.py
+	JAX_PLATFORMS=cpu $(FLAX_PYTHON) scripts/make_flax_fixtures.py
 	$(TORCH_PYTHON) scripts/parity.py torch /tmp/parity
 	JAX_PLATFORMS=cpu uv run python scripts/parity.py jax /tmp/parity
 	$(TORCH_PYTHON) scripts/parity.py back /tmp/parity
-	uv run pytest tests/interop
+	uv run pytest tests/interop tests/test_prompt_job.py -m "slow or not slow"

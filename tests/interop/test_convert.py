@@ -8,13 +8,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
+from jaxdiff import cli
 from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.config_files import load, read_run, refuse_other_run
 from jaxdiff.convert import main
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
-from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
+from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 
@@ -56,6 +58,22 @@ def test_imported_run_is_a_run(tmp_path):
     wanted = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=device), wanted)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.restore(wanted)
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_an_imported_run(tmp_path):
+    """Two steps of train.py: from their parameters, which two steps hardly change."""
+    workdir, photos = tmp_path / "run", tmp_path / "photos"
+    assert main([str(ROOT / "defaults"), str(workdir)]) == 0
+    photos.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    options = ["--data.path", str(photos), "--train.steps", "2", "--train.sample-every", "0"]
+    assert cli.train_main([str(workdir / "config.py"), *options]) == 0
+    state, found = restore(workdir), read_unet(ROOT / "defaults")
+    assert int(state.step) == 2
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(found.params), strict=True):
+        assert 0 < np.abs(np.asarray(ours) - theirs).max() < 1e-3
 
 
 def test_config_py_is_the_run_s_config(tmp_path):
