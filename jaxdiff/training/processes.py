@@ -81,7 +81,7 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
     place.check()
     if place.coordinator is None and _detected() <= 1:
         return body()
-    if failure := _connect(place):
+    if failure := _connect(place, program):
         return LOST, failure
     watch = _Watch(program)
     try:
@@ -107,8 +107,11 @@ def _detected() -> int:
     return found.get_process_count() if found else 1
 
 
-def _connect(place: Place) -> str | None:
+def _connect(place: Place, program: str) -> str | None:
     """Joins the others; a line that says what happened where they do not come."""
+    alone = f"{program}: not all processes came within {_START_SECONDS} s; start the job again\n"
+    late = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: sys.stderr.write(alone) and _exit(LOST))
+    _on_abort(ctypes.cast(late, ctypes.c_void_p))  # jaxlib's way to say so
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -122,6 +125,8 @@ def _connect(place: Place) -> str | None:
     except (RuntimeError, ValueError) as error:
         at = distributed.global_state.coordinator_address
         return f"the processes did not come together at {at}: {str(error).partition(chr(10))[0]}"
+    finally:
+        _on_abort(None)
     return None
 
 
@@ -181,7 +186,7 @@ class _Watch:
         self._heard: dict[int, float] = {}
         self._round = time.monotonic()
         self._ending = threading.Lock()
-        self._closed = False
+        self._closed, self._code = False, LOST
         self._period = max(_PERIOD, state.num_processes / 64)  # all read of all, from one
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)  # kept alive by self
         _on_abort(ctypes.cast(self._handler, ctypes.c_void_p))
@@ -222,6 +227,7 @@ class _Watch:
         """Says line, waits until the others have the news, and ends the process with code."""
         if not self._ending.acquire(blocking=False):
             time.sleep(2 * _FAREWELL)  # another thread is at it
+        self._code = code
         print(f"{self._program}: {line}", file=sys.stderr, flush=True)
         self._about["end"] = news
         with contextlib.suppress(Exception):
@@ -230,6 +236,7 @@ class _Watch:
             while time.monotonic() < deadline:
                 told = [json.loads(text)["end"] for _, text in self._client.key_value_dir_get("jaxdiff/about")]
                 if len(told) == jax.process_count() and all(told):
+                    time.sleep(0.5 if self.leads else 0)  # who coordinates goes last
                     break
                 time.sleep(0.1)
         _exit(code)
@@ -240,7 +247,7 @@ class _Watch:
         if self._closed:
             return
         if self._ending.locked():  # the coordinator went first
-            _exit(self._about["end"][0] if self._about["end"] else LOST)
+            _exit(self._code)
         line = self._cause()
         if line is None:  # an abort of our own
             _on_abort(None)
