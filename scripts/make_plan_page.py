@@ -1,0 +1,99 @@
+"""Makes docs/plan.md: cifar10 and imagenet64 on 4, 64 and 256 v5e chips, the same work a chip.
+
+    uv run --extra tpu python scripts/make_plan_page.py --minutes 60
+
+Plans are kept as docs/plans/*.json and made where missing, which takes up to an hour each on two cores; what is not
+there when the time is over stands in the page as such, and the next run goes on. Delete the JSON to plan anew.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RUNS = {"cifar10": ("32", "--model.dtype", "bfloat16"), "imagenet64": ("8",)}  # images a chip, options
+TOPOLOGIES = ("v5e:2x2", "v5e:8x8", "v5e:16x16")
+HEAD = """# What training will take
+
+The train step of two configs, compiled for v5e slices on a machine without a TPU (`scripts/make_plan_page.py`; the
+records are in `docs/plans/`). Work a chip is the same on 4, 64 and 256 chips. Memory and collectives are what the
+compiler made; FLOPs are counted in the program; **step, images/s and MFU are bounds from published peaks (a roofline),
+not measurements**: a real step is slower. `cifar10` is planned in bfloat16 (`--model.dtype bfloat16`); gradients are
+then summed over chips mostly in bfloat16 too, as the bytes show: 2.1 a parameter.
+
+| {} |
+|{}|
+"""
+TAIL = """
+Each line by hand:
+
+    uv run --extra tpu train.py cifar10 --model.dtype bfloat16 --dry-run --topology v5e:8x8 --batch-per-chip 32 --quick
+
+Without `--quick` the largest batch, remat and FSDP are compiled too, four to six compilations more; no line here has
+them yet. Times of compiling are wall time on two cores that were busy with much else.
+"""
+COLUMNS = (
+    "config",
+    "topology",
+    "chips",
+    "images a chip",
+    "GiB a chip, of 15.75",
+    "arguments + temporaries + code",
+    "collectives, and their results on a chip",
+    "TFLOP a step",
+    "step at least",
+    "images/s at most",
+    "MFU at most",
+    "compiled in",
+)
+
+
+def main() -> None:
+    """Plans what is missing, in the time there is, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=0, help="to spend on plans that are missing")
+    end = time.monotonic() + 60 * parser.parse_args().minutes
+    rows = []
+    for config, (images, *options) in RUNS.items():
+        for topology in TOPOLOGIES:
+            path = ROOT / "docs" / "plans" / f"{config}-{topology.replace(':', '-')}.json"
+            command = [sys.executable, "train.py", config, *options, "--dry-run", "--topology", topology, "--quick"]
+            command += ["--batch-per-chip", images, "--plan-out", str(path)]
+            left = end - time.monotonic()
+            if not path.exists() and left > 0:
+                try:
+                    subprocess.run(
+                        command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=left, check=True
+                    )
+                except subprocess.TimeoutExpired:
+                    print(f"{config} on {topology}: not finished", file=sys.stderr)
+            rows.append(_row(config, topology, images, path))
+    head = HEAD.format(" | ".join(COLUMNS), "|".join("---" for _ in COLUMNS))
+    (ROOT / "docs" / "plan.md").write_text(head + "".join(rows) + TAIL)
+
+
+def _row(config: str, topology: str, images: str, path: Path) -> str:
+    if not path.exists():
+        cells = [config, topology, "", images, "not compiled yet"]
+        return "| " + " | ".join([*cells, *[""] * (len(COLUMNS) - len(cells))]) + " |\n"
+    (plan,) = json.loads(path.read_text())["plans"]
+    compiled, bound = plan["compiled"], plan["estimate"]
+    fits = "" if compiled["fits"] else "**does not fit:** "
+    parts = " + ".join(f"{compiled[name] / 2**30:.2f}" for name in ("arguments", "temporaries", "code"))
+    sent = " + ".join(f"{c['count']} {c['kind']} {c['bytes'] / 2**20:.0f} MiB" for c in compiled["collectives"])
+    cells = [config, topology, plan["chips"], images, f"{fits}{compiled['peak'] / 2**30:.2f}", parts, sent]
+    cells.append(f"{plan['flops'] / 1e12:.4g}")
+    cells += (
+        ["", "", ""]
+        if bound is None
+        else [f"{1e3 * bound['step']:.2f} ms", f"{bound['images']:,.0f}", f"{bound['mfu']:.0%}"]
+    )
+    return "| " + " | ".join(str(cell) for cell in [*cells, f"{compiled['seconds'] / 60:.0f} min"]) + " |\n"
+
+
+if __name__ == "__main__":
+    main()

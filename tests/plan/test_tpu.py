@@ -1,0 +1,76 @@
+"""Compiled for TPUs that are not there: every generation, two slices, fsdp, too much memory, what bf16 computes in.
+
+Needs libtpu (`uv sync --extra tpu`); a network of some thousand parameters takes its compiler some ten seconds.
+"""
+
+import dataclasses
+import re
+
+import jax
+import pytest
+
+from jaxdiff import plan
+from jaxdiff.config import Config, Data, Model, Parallel, Train
+from jaxdiff.plan.chips import topology_devices
+from jaxdiff.program import Program
+from jaxdiff.training.expected import Expected
+from jaxdiff.training.state import leaf_name
+
+pytest.importorskip("libtpu")
+pytestmark = pytest.mark.slow
+
+IMAGES = Expected((4, 4, 1), 2)
+CONFIG = Config(
+    data=Data(name="folder"),
+    model=Model(channels=8, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=2, dtype="bfloat16"),
+    train=Train(batch_size=16),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_records(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "v5e:2x2@2"])
+def test_a_small_step_compiles_on_every_generation(name):
+    made = plan.plan(CONFIG, name, quick=True, images=IMAGES)
+    assert made.compiled.fits and made.chips == 4 * made.slices and made.hosts == made.slices
+    assert made.mesh == {"data": made.devices, "fsdp": 1}
+    assert made.state_bytes <= made.compiled.arguments
+    summed = [sent for sent in made.compiled.collectives if sent.kind == "all-reduce"]
+    assert sum(sent.bytes for sent in summed) >= 2 * made.parameters  # every gradient, in bfloat16 or float32
+    assert name in plan.plan_text(made)
+
+
+def test_what_does_not_fit_is_reported_as_such():
+    """A batch whose images alone exceed the memory of a chip."""
+    made = plan.plan(CONFIG, "v5e:1x1", batch_per_chip=900_000, quick=True, images=Expected((256, 256, 1), 2))
+    assert not made.compiled.fits and made.compiled.peak > made.compiled.available == 15.75 * 2**30
+    assert "DOES NOT FIT" in plan.plan_text(made) and "to make it fit" in plan.plan_text(made)
+
+
+@pytest.fixture(scope="module")
+def split():
+    config = dataclasses.replace(CONFIG, parallel=Parallel(fsdp=4))
+    program = Program(config, IMAGES, topology_devices(plan.parse_topology("v5e:2x2")))
+    return program, program.lower().compile()
+
+
+def test_nothing_is_replicated_by_accident(split):
+    """Read from the program that a TPU would run: what the rules split is split, going in and coming out."""
+    program, compiled = split
+    (state_in, batch_in, _), _ = compiled.input_shardings
+    for shardings in (state_in, compiled.output_shardings[0]):
+        leaves = jax.tree_util.tree_leaves_with_path(program.abstract)
+        for (path, leaf), found in zip(leaves, jax.tree.leaves(shardings), strict=True):
+            assert found.shard_shape(leaf.shape) == leaf.sharding.shard_shape(leaf.shape), leaf_name(path)
+    assert sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(program.abstract)) > 20
+    assert {sharding.shard_shape((16,)) for sharding in jax.tree.leaves(batch_in)} == {(4,)}
+
+
+def test_bfloat16_convolutions_are_bfloat16(split):
+    """In the compiled program, none but the last (conv_out, which is float32 on purpose) puts out float32 images."""
+    lines = [line for line in split[1].as_text().splitlines() if re.search(r"= f32\[\S+ convolution\(.*window=", line)]
+    spatial = [re.search(r'op_name="([^"]*)"', line)[1] for line in lines]
+    assert all("conv_out" in name or "transpose(" in name for name in spatial), spatial
