@@ -22,8 +22,8 @@ from jaxdiff.plan.collectives import Collective, collectives
 from jaxdiff.plan.memory import step_memory
 
 _FORMAT = 1  # of the files in the cache
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_OOM = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50, "E": 2**60}
+_OOM = re.compile(r"\(([\d.]+)([KMGTPE]?)\) exceeds available HBM \(([\d.]+)([KMGTPE]?)\)")
 
 
 @dataclasses.dataclass(frozen=True)

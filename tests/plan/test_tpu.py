@@ -71,6 +71,7 @@ def test_nothing_is_replicated_by_accident(split):
 
 def test_bfloat16_convolutions_are_bfloat16(split):
     """In the compiled program, none but the last (conv_out, which is float32 on purpose) puts out float32 images."""
-    lines = [line for line in split[1].as_text().splitlines() if re.search(r"= f32\[\S+ convolution\(.*window=", line)]
-    spatial = [re.search(r'op_name="([^"]*)"', line)[1] for line in lines]
-    assert all("conv_out" in name or "transpose(" in name for name in spatial), spatial
+    found = re.findall(r'= (\w+)\[\S+ convolution\(.*op_name="([^"]*conv_general_dilated)"', split[1].as_text())
+    forward = [(dtype, name) for dtype, name in found if "transpose(" not in name]
+    assert "bf16" in {dtype for dtype, _ in forward}
+    assert all("conv_out" in name for dtype, name in forward if dtype == "f32"), forward
