@@ -1,9 +1,22 @@
 """Train a diffusion model: uv run train.py [CONFIG] [--option value ...]; see --help."""
 
+import os
+import signal
 import time
+
+
+def leave(number: int, frame: object) -> None:
+    """Ends the process: nothing has begun, so nothing is to be saved."""
+    del frame
+    name = signal.Signals(number).name
+    os.write(2, f"train.py: stopped by {name} before it began; run the same command again\n".encode())
+    os._exit(75)
+
 
 if __name__ == "__main__":
     began = time.time()  # before the imports, which the run's account of its wall time includes
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     from jaxdiff.cli import train_main
 
     raise SystemExit(train_main(began=began))

@@ -14,7 +14,7 @@ import tyro
 
 from jaxdiff.config import Config, Method, flat, validate
 from jaxdiff.config_files import load
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunError, UserError
 from jaxdiff.schema import nearest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -84,7 +84,7 @@ class SampleArguments(_Arguments):
 
 
 def train_main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
-    """`train.py [CONFIG] [--option value ...]`; returns the exit code: 0 done, 2 wrong input, 75 stopped.
+    """`train.py [CONFIG] [--option value ...]`; returns the exit code: 0 done, 1 failed, 2 wrong input, 75 stopped.
 
     76 says that another process of the job is lost.
 
@@ -97,7 +97,7 @@ def train_main(argv: Sequence[str] | None = None, began: float | None = None) ->
 
 
 def sample_main(argv: Sequence[str] | None = None) -> int:
-    """`sample.py WORKDIR [--option value ...]`; returns the exit code: 0 done, 2 wrong input."""
+    """`sample.py WORKDIR [--option value ...]`; returns the exit code: 0 done, 1 corrupt, 2 wrong input."""
     return _exit_code("sample.py", lambda: _sample(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -207,6 +207,8 @@ def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
         code, line = body()
     except UserError as error:
         code, line = 2, " ".join(str(error).split())
+    except RunError as error:
+        code, line = 1, " ".join(str(error).split())
     if code and line:
         print(f"{program}: {line}", file=sys.stderr)
     elif line:  # none in processes but the first

@@ -16,7 +16,7 @@ from jaxdiff.config import Config, Method, Sampling, validate
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
 from jaxdiff.training import processes
-from jaxdiff.training.checkpoints import CheckpointError, restore_with_meta
+from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.parallel import make_mesh
 
 SUFFIXES = {"": "a folder", ".png": "a grid", ".npz": "arrays", ".gif": "an animated trajectory"}
@@ -62,10 +62,7 @@ def draw(request: Request) -> tuple[int, str]:
     check_out(out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
 
     mesh = make_mesh()
-    try:
-        state, meta = restore_with_meta(request.workdir, sharding=NamedSharding(mesh, PartitionSpec()))
-    except CheckpointError as error:
-        return 1, str(error)
+    state, meta = restore_with_meta(request.workdir, sharding=NamedSharding(mesh, PartitionSpec()))
     shape = _shape(config, meta)
     model = build_model(config, shape[-1])
     labels = None

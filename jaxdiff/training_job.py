@@ -1,10 +1,9 @@
 """A training run in its workdir: from a valid config to the last checkpoint, once or in several starts."""
 
 import contextlib
-import fcntl
 import os
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,20 @@ import numpy as np
 from jaxdiff import pictures
 from jaxdiff.builders import build_sample
 from jaxdiff.config import Config, flat
-from jaxdiff.config_files import read_run, refuse_other_run, to_json
-from jaxdiff.errors import UserError
+from jaxdiff.config_files import to_json
+from jaxdiff.errors import RunError, UserError
 from jaxdiff.program import Program
 from jaxdiff.training import parallel, processes
-from jaxdiff.training.checkpoints import CheckpointError, Checkpoints
-from jaxdiff.training.data import Batches, DeadWorkerError
-from jaxdiff.training.logs import Clock, Log, Progress, clock_time
-from jaxdiff.training.loop import Cadence, DivergedError, StopRequest, run
+from jaxdiff.training.checkpoints import Checkpoints
+from jaxdiff.training.clock import Clock, Ledger
+from jaxdiff.training.data import Batch, Batches
+from jaxdiff.training.logs import Log, Progress, clock_time
+from jaxdiff.training.loop import Cadence, run
 from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import TrainState
+from jaxdiff.training.stopping import StopRequest
+from jaxdiff.training.storage_faults import kind, reason, remedy
+from jaxdiff.workdir import check_workdir, owned
 
 COLUMNS = 8  # of the picture grids
 
@@ -36,36 +39,43 @@ def train(config: Config, began: float) -> tuple[int, str]:
       began: when the process did, in `time.time` seconds.
 
     Returns:
-      The exit code and the closing line: 0 (done), 75 (stopped, everything saved), or 1 (it could not go on).
+      The exit code and the closing line: 0 (done) or 75 (stopped, everything saved).
 
     Raises:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
+      RunError: it could not go on.
     """
     if "://" in config.workdir:
         raise UserError(
             f"--workdir {config.workdir} is no folder; mount the bucket (see docs/launch) and name the folder"
         )
     processes.agree({**flat(config), "jax": jax.__version__})
-    with StopRequest() as stop:
+    with StopRequest(_leave) as stop:
         data = config.data
         source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
         program = Program(config, source)
         processes.agree({"the data's fingerprint": source.fingerprint})
         try:
-            with _owned(Path(config.workdir)) as workdir:
+            with owned(Path(config.workdir)) as workdir:
+                if jax.process_index() == 0:
+                    check_workdir(config, workdir)
                 return _train(config, program, workdir, began, stop)
-        except (CheckpointError, DeadWorkerError, DivergedError) as error:
-            return 1, str(error)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return 1, f"out of device memory; lower train.batch_size, or raise train.accumulate ({_first(error)})"
+            what = str(error).splitlines()[0]
+            raise RunError(
+                f"out of device memory; lower train.batch_size, or raise train.accumulate ({what})"
+            ) from error
+        except OSError as error:
+            if kind(error) == "corrupt":  # no fault of the disk
+                raise
+            where = error.filename or config.workdir
+            raise RunError(f"{where}: {reason(error)}; {remedy(error)} and run the same command again") from error
 
 
 def _train(config: Config, program: Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
     train, source, leads = config.train, program.source, jax.process_index() == 0
-    if leads:
-        _check_workdir(config, workdir)
     processes.barrier("the workdir is process 0's")
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
@@ -79,21 +89,19 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
         log = stack.enter_context(contextlib.closing(Log(workdir, first))) if leads else None
         rows = parallel.local_rows(program.mesh, train.batch_size)
         batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
-        ahead = stack.enter_context(batches.iterate(first))
+        ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
         placed = (parallel.shard_batch(batch, program.mesh, config.parallel.mode) for batch in ahead)
         bar = Progress(first, train.steps, train.batch_size) if leads else None
         progress = stack.enter_context(contextlib.closing(bar)) if bar else None
         draw = _pictures(config, program, workdir)
-        lost = max(0.0, log.last_time - meta["time"]) if log and meta else 0.0
-        clock = Clock(began, meta.get("seconds"), lost)
+        ledger = stack.enter_context(contextlib.closing(Ledger(workdir / "clock.json", began))) if leads else None
+        clock = ledger.clock(first, meta.get("seconds")) if ledger else Clock(began)
 
         def save(state: TrainState, step: int, skipped: int) -> None:
             about = {"shape": list(source.shape), "num_classes": source.num_classes}
             about |= {"fingerprint": source.fingerprint, "skipped": skipped}
-            checkpoints.save(state, {**about, "seconds": clock.totals(), "time": time.time()})
+            checkpoints.save(state, {**about, "seconds": clock.totals()})
 
-        if stop.name:
-            return 75, _stopped(stop, first, train.steps, workdir)
         state, done = run(
             state,
             program.step,
@@ -111,17 +119,11 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
         )
         with clock("checkpoint"):
             checkpoints.wait()
+        if ledger:
+            ledger.close(done, clock.totals())
     if done < train.steps:
         return 75, _stopped(stop, done, train.steps, workdir)
     return 0, _closing(workdir, train.steps, done - first, clock.totals())
-
-
-def _check_workdir(config: Config, workdir: Path) -> None:
-    """Refuses a workdir that holds a run of another config."""
-    if (workdir / "config.json").exists():
-        refuse_other_run(read_run(workdir), config)
-    elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
 
 
 def _start(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
@@ -164,32 +166,19 @@ def _pictures(config: Config, program: Program, workdir: Path) -> Any:
     return write
 
 
-@contextlib.contextmanager
-def _owned(workdir: Path) -> Iterator[Path]:
-    """The workdir, made where it is missing, locked against a second job until the process ends, however it does."""
-    if jax.process_index() != 0:
-        yield workdir
-        return
+def _checked(batches: Iterable[Batch], workdir: Path) -> Iterator[Batch]:
+    """The batches; a record that turns out to be corrupt only when its turn comes ends the run, not the command."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}; choose another --workdir") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield workdir
+        yield from batches
+    except UserError as error:
+        raise RunError(f"{error}; what was saved is in {workdir}") from error
 
 
-def _first(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _leave(name: str) -> None:
+    """Ends the process where it stands: before the first step, what is on disk is all there is."""
+    line = f"train.py: stopped by {name} before the first step of this start; run the same command again to go on"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(75)
 
 
 def _stopped(stop: StopRequest, done: int, steps: int, workdir: Path) -> str:

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from jaxdiff import builders, cli, pictures, training_job
+from jaxdiff import builders, cli, pictures, training_job, workdir
 from jaxdiff.config_files import read_run
-from jaxdiff.training import logs
+from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.parallel import make_mesh
 
@@ -110,7 +110,7 @@ def test_a_run_leaves_what_it_should(trained, config, compiled_once, capsys):
 
 def test_the_account_of_wall_time_adds_up(trained):
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
-    assert set(logs.SPANS) | {"other", "total"} == set(last)
+    assert set(clock.SPANS) | {"other", "total"} == set(last)
     assert abs(last["other"]) <= 0.02 * last["total"]
 
 
@@ -191,7 +191,7 @@ def test_data_that_changed_are_refused(trained, config, tmp_path, capsys):
 
 
 def test_a_second_job_on_a_workdir_is_refused(trained, config, capsys):
-    with training_job._owned(trained):
+    with workdir.owned(trained):
         assert _train(config, trained) == 2
     assert f"in use by process {os.getpid()}" in _refusal(capsys)
     assert _train(config, trained) == 0

@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int64
 
+from jaxdiff.errors import RunError
 from jaxdiff.training.sources import RecordSource, Source, open_dataset
 
 __all__ = ["Batch", "Batches", "DeadWorkerError", "Prefetch", "open_dataset"]
@@ -34,7 +35,7 @@ _POLL_SECONDS = 0.5
 _MAX_WORKERS = 8
 
 
-class DeadWorkerError(RuntimeError):
+class DeadWorkerError(RunError):
     """A process that reads data is gone."""
 
 

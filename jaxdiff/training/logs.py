@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, the progress line, and where its wall time went."""
+"""What a run tells: metrics.jsonl, TensorBoard events, the progress line."""
 
 import contextlib
 import json
@@ -10,72 +10,20 @@ from typing import Any
 
 from jaxdiff.pictures import write_whole
 
-SPANS = ("startup", "compile", "data_wait", "productive", "checkpoint", "sampling", "lost")
-
-
-class Clock:
-    """Wall time by what it went to, over all the starts of a run.
-
-    Every span is measured where it happens; `other` is what none of them covered, and is small. `lost` is time
-    spent on steps after the last checkpoint, which a restart does again.
-
-    Args:
-      began: when the process did, in `time.time` seconds; the time since then was start-up.
-      earlier: `totals` at the checkpoint that this start goes on from.
-      lost: seconds that the starts before worked past that checkpoint.
-
-    >>> clock = Clock(began=time.time() - 2)
-    >>> with clock("compile"):
-    ...     pass
-    >>> totals = clock.totals()
-    >>> round(totals["startup"]), round(totals["total"]), totals["other"] < 0.1
-    (2, 2, True)
-    """
-
-    def __init__(self, began: float, earlier: dict[str, float] | None = None, lost: float = 0.0):
-        earlier = earlier or {}
-        self._began = began - earlier.get("total", 0.0) - lost
-        self.spans = {name: earlier.get(name, 0.0) for name in SPANS}
-        self.spans["startup"] += time.time() - began
-        self.spans["lost"] += lost
-
-    @contextlib.contextmanager
-    def __call__(self, span: str) -> Iterator[None]:
-        """Counts what happens inside towards span, one of SPANS."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spans[span] += time.perf_counter() - start
-
-    def busy(self) -> float:
-        """Seconds of training proper: steps, and waiting for their data."""
-        return self.spans["productive"] + self.spans["data_wait"]
-
-    def totals(self) -> dict[str, float]:
-        """Seconds by span, `other` and `total`, rounded to milliseconds."""
-        total = time.time() - self._began
-        seconds = {**self.spans, "other": total - sum(self.spans.values()), "total": total}
-        return {name: round(value, 3) for name, value in seconds.items()}
-
 
 class Log:
     """metrics.jsonl and TensorBoard events of a workdir: one line a `write`, none twice and none missing.
 
     On opening, lines past `step` (of steps that are about to be done again) and a last line cut short by a crash
     are dropped; the file is replaced as a whole.
-
-    Attributes:
-      last_time: `time.time` of the last line there was, dropped or not; 0 if none.
     """
 
     def __init__(self, workdir: Path, step: int):
         from tensorboardX import SummaryWriter
 
         path = workdir / "metrics.jsonl"
-        lines = list(_lines(path)) if path.exists() else []
-        self.last_time = max((time for _, time, _ in lines), default=0.0)
-        write_whole(path, "".join(text + "\n" for at, _, text in lines if at <= step).encode())
+        lines = _lines(path) if path.exists() else ()
+        write_whole(path, "".join(text + "\n" for at, text in lines if at <= step).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir), purge_step=step + 1)
 
@@ -93,12 +41,11 @@ class Log:
         self._events.close()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, float, str]]:
-    """(step, time, text) of each whole line."""
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(step, text) of each whole line."""
     for text in path.read_text(errors="replace").splitlines():
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError, ValueError):
-            value = json.loads(text)
-            yield int(value["step"]), float(value["time"]), text
+            yield int(json.loads(text)["step"]), text
 
 
 class Progress:

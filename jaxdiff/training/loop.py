@@ -4,25 +4,19 @@ The loop knows neither files nor configs: what it saves, draws and reports with 
 """
 
 import dataclasses
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
-from jaxdiff.training.logs import Clock
+from jaxdiff.errors import RunError
+from jaxdiff.training.clock import Clock
 from jaxdiff.training.state import TrainState
 
-ECHO_S = 1.0  # between a signal and its echo
 MAX_SKIPPED = 20  # steps without a finite loss, one after another, after which going on is a waste
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
     """The loss is not finite any more, and skipping batches did not help."""
 
 
@@ -143,51 +137,3 @@ class _Reader:
                 f"the loss was not finite for {MAX_SKIPPED} steps up to {step}; lower optimizer.learning_rate "
                 "and start again from the last checkpoint"
             )
-
-
-class StopRequest:
-    """SIGTERM and SIGINT become a request to stop after the step; a second one ends the process at once.
-
-    Launchers pass on a signal that the process got from the terminal already, so one that follows within ECHO_S is
-    the same request.
-
-    Of several processes, JAX passes a SIGTERM to one on to all, and chooses the step after which every one stops; a
-    handler of ours would hide the signal from it. SIGINT is made into SIGTERM there.
-
-    Attributes:
-      name: the signal's name once there was one, else None.
-    """
-
-    def __init__(self):
-        self.name: str | None = None
-        self._since: float | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            for number in (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def after(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked at every one, in every process."""
-        if multihost_utils.reached_preemption_sync_point(step):
-            self.name = "SIGTERM"
-        return self.name is not None
-
-    def __exit__(self, *unused: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self._since is None:
-            self._since = time.monotonic()
-            if jax.process_count() > 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            else:
-                self.name = signal.Signals(number).name
-        elif time.monotonic() - self._since > ECHO_S:
-            self.__exit__()
-            signal.raise_signal(number)

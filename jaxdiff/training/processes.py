@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import clusters, distributed  # what jax.distributed detects and its key-value store have no public names
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunError, UserError
 
 LOST = 76  # the exit code of a process that ends because of another
 HEARTBEAT_SECONDS = 10
@@ -88,6 +88,8 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
         code, line = body()
     except UserError as error:
         code, line = 2, " ".join(str(error).split())
+    except RunError as error:
+        code, line = 1, " ".join(str(error).split())
     except Exception as error:
         if _is_about_another(error):  # the service will say about which, or its process does
             time.sleep(HEARTBEAT_SECONDS + _FAREWELL)

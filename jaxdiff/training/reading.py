@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from jaxdiff.errors import UserError
+from jaxdiff.errors import RunError, UserError
 from jaxdiff.training import integrity
 from jaxdiff.training.storage_faults import kind, reason, remedy
 
@@ -24,7 +25,7 @@ MANIFEST_BYTES = 2**26
 Index = tuple[slice, ...] | None
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """The run cannot go on from, or cannot write, its checkpoints: one line, what happened and what to do."""
 
 
@@ -97,13 +98,15 @@ def read(
 
 def _manifest(path: epath.Path, step: int) -> integrity.Manifest:
     """The checked manifest of a step."""
-    try:
+
+    def attempt() -> integrity.Manifest:
         if path.stat().length > MANIFEST_BYTES:
             raise Corrupt(f"meta: larger than {MANIFEST_BYTES} bytes")
-        manifest = integrity.parse(path.read_text())
+        return integrity.parse(path.read_text())
+
+    try:
+        manifest = _patiently(path, attempt)
     except (OSError, ValueError) as error:
-        if kind(error) != "corrupt":
-            raise CheckpointError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
         raise Corrupt(f"meta: {reason(error)}") from error
     if manifest.step != step:
         raise Corrupt(f"meta: it is of step {manifest.step}")
@@ -134,7 +137,8 @@ def _arrays(path: epath.Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict
     place = os.fspath(path)
     base = f"{place}/" if "://" in place else {"driver": "file", "path": f"{place}/"}
     context = ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})
-    for attempt in range(1, ATTEMPTS + 1):
+
+    def attempt() -> dict[str, jax.Array]:
         name, opening, reading, flat = "state", {}, {}, {}
         try:
             for name in abstract:
@@ -149,10 +153,24 @@ def _arrays(path: epath.Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict
         except (OSError, ValueError) as error:
             if kind(error) == "corrupt":
                 raise Corrupt(f"{name}: {reason(error)}") from error
-            if attempt == ATTEMPTS or kind(error) == "hopeless":
+            raise
+
+    return _patiently(path, attempt)
+
+
+def _patiently[T](path: epath.Path, attempt: Callable[[], T]) -> T:
+    """Read, and read again where the store failed for the moment; an error that lies in the files is passed on."""
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except (OSError, ValueError) as error:
+            failures += 1
+            if kind(error) == "corrupt":
+                raise
+            if failures == ATTEMPTS or kind(error) == "hopeless":
                 raise CheckpointError(f"cannot read {path}: {reason(error)}; {remedy(error)}") from error
-        time.sleep(PATIENCE_S * 2 ** (attempt - 1))
-    raise AssertionError("the last attempt returns or raises")
+        time.sleep(PATIENCE_S * 2 ** (failures - 1))
 
 
 def _start(stored: ts.TensorStore, leaf: jax.ShapeDtypeStruct) -> dict[Index, ts.Future]:

@@ -3,16 +3,19 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxdiff.training import loop
-from jaxdiff.training.logs import Clock, Log, Progress
-from jaxdiff.training.loop import MAX_SKIPPED, Cadence, DivergedError, StopRequest, run
+from jaxdiff.training import stopping
+from jaxdiff.training.clock import Clock, Ledger
+from jaxdiff.training.logs import Log, Progress
+from jaxdiff.training.loop import MAX_SKIPPED, Cadence, DivergedError, run
 from jaxdiff.training.state import TrainState
+from jaxdiff.training.stopping import StopRequest
 
 
 class _Number:
@@ -136,11 +139,10 @@ def test_the_log_drops_what_will_be_done_again_and_a_line_cut_short(tmp_path):
     for step in (1, 2, 3, 4):
         log.write(step, {"loss": 0.5})
     log.close()
-    written = json.loads(path.read_text().splitlines()[-1])["time"]
     with path.open("a") as file:
         file.write('{"step": 5, "lo')  # what kill -9 leaves
     log = Log(tmp_path, 2)
-    assert _steps(path) == [1, 2] and log.last_time == written
+    assert _steps(path) == [1, 2]
     log.write(3, {"loss": 0.25})
     log.close()
     assert _steps(path) == [1, 2, 3]
@@ -156,21 +158,80 @@ def test_without_a_terminal_a_run_says_some_ten_lines(capsys):
     assert lines[1] == "step 100/1000  loss 0.5000  10 images/s  3:00 left"
 
 
-def test_signals_become_a_request_and_a_second_one_acts_as_before(monkeypatch):
-    heard = []
+def test_signals_become_a_request_and_a_second_one_ends_the_process(monkeypatch):
+    heard, raised = [], []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
         with StopRequest() as stop:
-            assert stop.name is None
+            assert stop.name is None and not stop.after(1)
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)  # the launcher's echo
-            assert stop.name == "SIGTERM" and not heard
-            monkeypatch.setattr(loop, "ECHO_S", 0.0)
+            assert stop.name == "SIGTERM" and stop.after(2)
+            monkeypatch.setattr(stopping, "ECHO_S", 0.0)
+            monkeypatch.setattr(signal, "raise_signal", raised.append)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert heard == [signal.SIGTERM]
+            assert raised == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         with StopRequest() as stop:
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        assert len(heard) == 2 and stop.name is None
+        assert len(heard) == 1 and stop.name is None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_before_the_first_step_a_signal_ends_the_process_whatever_the_main_thread_does():
+    left = threading.Event()
+    with StopRequest(lambda name: left.set()) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert left.wait(5)
+        assert stop.after(1)
+    left.clear()
+    with StopRequest(lambda name: left.set()) as stop:
+        assert not stop.after(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.after(2) and not left.wait(0.2)
+
+
+def _killed(path, began, until):
+    """The ledger of a start from `began` whose last sign of life was at `until`."""
+    ledger = Ledger(path, began)
+    ledger.close()
+    os.utime(path, (until, until))
+    return ledger
+
+
+def test_what_killed_starts_spent_past_the_checkpoint_is_lost(tmp_path):
+    path = tmp_path / "clock.json"
+    now = time.time()
+    assert _killed(path, now - 100, now - 90).spent == 0
+    assert _killed(path, now - 50, now - 45).spent == pytest.approx(10, abs=0.01)
+    ledger = Ledger(path, now - 3)
+    ledger.close()
+    assert ledger.spent == pytest.approx(15, abs=0.01)
+    totals = ledger.clock(7, {"productive": 6.0, "total": 6.0}).totals()
+    assert totals["lost"] == pytest.approx(9, abs=0.01)
+    assert totals["total"] == pytest.approx(18, abs=0.1)
+    assert ledger.clock(0, None).totals()["lost"] == pytest.approx(15, abs=0.01)
+
+
+def test_a_start_that_ended_well_loses_nothing(tmp_path):
+    path = tmp_path / "clock.json"
+    first = Ledger(path, time.time() - 8)
+    first.close(5, {"productive": 8.0, "total": 8.0})
+    second = Ledger(path, time.time() - 1)
+    assert path.stat().st_mtime == pytest.approx(time.time(), abs=0.2)
+    before = path.stat().st_mtime
+    time.sleep(0.3)
+    assert path.stat().st_mtime > before  # a sign of life
+    second.close()
+    totals = second.clock(5, {"productive": 6.0, "total": 6.0}).totals()
+    assert totals["lost"] == pytest.approx(0, abs=0.2) and totals["productive"] == 8.0
+    assert second.clock(3, {"productive": 3.0, "total": 3.0}).totals()["lost"] == pytest.approx(5, abs=0.2)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "1", '{"began": "x", "spent": 1, "closed": null}', '{"spent": 1}'])
+def test_a_ledger_cut_short_counts_nothing(tmp_path, content):
+    (tmp_path / "clock.json").write_text(content)
+    ledger = Ledger(tmp_path / "clock.json", time.time())
+    ledger.close()
+    assert ledger.spent == 0

@@ -1,0 +1,136 @@
+"""Where the wall time of a run went, over all its starts, those that were killed among them."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.pictures import write_whole
+
+SPANS = ("startup", "compile", "data_wait", "productive", "checkpoint", "sampling", "lost")
+BEAT_S = 0.1  # between signs of life: how exactly the end of a killed process is known
+
+
+class Clock:
+    """Wall time by what it went to, over all the starts of a run.
+
+    Every span is measured where it happens; `other` is what none of them covered, and is small. `lost` is time
+    that earlier starts spent after the checkpoint this one goes on from, and so in vain (`Ledger`).
+
+    Args:
+      began: when the process did, in `time.time` seconds; the time since then was start-up.
+      earlier: `totals` at the checkpoint that this start goes on from.
+      lost: seconds that earlier starts spent and `earlier` does not hold.
+
+    >>> clock = Clock(began=time.time() - 2)
+    >>> with clock("compile"):
+    ...     pass
+    >>> totals = clock.totals()
+    >>> round(totals["startup"]), round(totals["total"]), totals["other"] < 0.1
+    (2, 2, True)
+    """
+
+    def __init__(self, began: float, earlier: dict[str, float] | None = None, lost: float = 0.0):
+        earlier = earlier or {}
+        self._began = began - earlier.get("total", 0.0) - lost
+        self.spans = {name: earlier.get(name, 0.0) for name in SPANS}
+        self.spans["startup"] += time.time() - began
+        self.spans["lost"] += lost
+
+    @contextlib.contextmanager
+    def __call__(self, span: str) -> Iterator[None]:
+        """Counts what happens inside towards span, one of SPANS."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spans[span] += time.perf_counter() - start
+
+    def busy(self) -> float:
+        """Seconds of training proper: steps, and waiting for their data."""
+        return self.spans["productive"] + self.spans["data_wait"]
+
+    def totals(self) -> dict[str, float]:
+        """Seconds by span, `other` and `total`, rounded to milliseconds."""
+        total = time.time() - self._began
+        seconds = {**self.spans, "other": total - sum(self.spans.values()), "total": total}
+        return {name: round(value, 3) for name, value in seconds.items()}
+
+
+class Ledger:
+    """The time that all starts of a run have spent, in a file whose modification time is a sign of life.
+
+    A process that is killed writes nothing any more. So the file says when this start began and what the starts
+    before it had spent; a thread touches it ten times a second, and the next start adds what lies between.
+
+    Args:
+      path: the file; made or replaced.
+      began: when the process did, in `time.time` seconds.
+
+    Attributes:
+      spent: seconds that earlier starts spent in all.
+    """
+
+    def __init__(self, path: Path, began: float):
+        self._path, self._began = path, began
+        self.spent, self._closed = _earlier(path)
+        self._write(None)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="sign of life")
+        self._thread.start()
+
+    def clock(self, step: int, saved: dict[str, float] | None) -> Clock:
+        """The clock of this start.
+
+        Args:
+          step: at which it goes on.
+          saved: `Clock.totals` when the checkpoint of that step was saved, if there is one.
+        """
+        if self._closed and self._closed["step"] == step:  # the start before ended there: its last account
+            saved = self._closed["seconds"]
+        saved = saved or {}
+        return Clock(self._began, saved, max(0.0, self.spent - saved.get("total", 0.0)))
+
+    def close(self, step: int | None = None, seconds: dict[str, float] | None = None) -> None:
+        """Ends the signs of life; with the account of a start that ended as it should, at a step it has saved.
+
+        To close again changes nothing.
+        """
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        self._thread.join()
+        self._write(None if step is None else {"step": step, "seconds": seconds})
+
+    def _write(self, closed: dict[str, Any] | None) -> None:
+        content = {"began": self._began, "spent": round(self.spent, 3), "closed": closed}
+        write_whole(self._path, json.dumps(content).encode())
+        self._touch()
+
+    def _touch(self) -> None:
+        now = time.time()
+        os.utime(self._path, (now, now))  # the clock of this machine, not of a file server
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # a sign of life missed is no reason to stop
+                self._touch()
+
+
+def _earlier(path: Path) -> tuple[float, dict[str, Any] | None]:
+    """(seconds spent, account if the last start ended well) from a ledger; nothing from none, or one cut short."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads(path.read_text())
+        spent = float(content["spent"]) + max(0.0, path.stat().st_mtime - float(content["began"]))
+        closed = content["closed"]
+        if closed is not None:
+            closed = {
+                "step": int(closed["step"]),
+                "seconds": {name: float(value) for name, value in closed["seconds"].items()},
+            }
+        return spent, closed
+    return 0.0, None

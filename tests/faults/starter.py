@@ -1,0 +1,192 @@
+"""Starts train.py in processes of their own without importing everything each time.
+
+A stand-in for `python train.py ARGUMENTS`: one process imports what the command imports, starts no backend, and forks
+for every line of JSON on its standard input; the child runs train.py itself. Run by `harness.Starter`.
+
+With a fault named, the child first makes one thing go wrong that no file or signal can (`FAULTS`).
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+# What train.py imports at one time or another, so that no child has to.
+import grain
+import orbax.checkpoint as ocp
+import rich.progress  # noqa: F401
+import tensorboardX  # noqa: F401
+
+from jaxdiff import cli, training_job  # noqa: F401
+from jaxdiff.program import Program
+from jaxdiff.training import checkpoints, loop, reading, sources
+from jaxdiff.training.data import Batches
+
+ROOT = Path(__file__).parents[2]
+
+
+def nan_batches(first: int, last: int) -> None:
+    """Batches first to last are NaN."""
+    get = Batches.__getitem__
+
+    def broken(self, step):
+        batch = get(self, step)
+        image = batch["image"].astype("float32")
+        return {**batch, "image": image * float("nan") if first <= step <= last else image}
+
+    Batches.__getitem__ = broken
+
+
+def skipped_batches(first: int, last: int) -> None:
+    """Steps first to last are not computed at all: the state stays as it is, but for its step."""
+    import dataclasses
+
+    init = Program.__init__
+
+    def patched(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        compiled = self.step
+
+        def step(state, batch, key):
+            n = int(state.step)
+            if first <= n <= last:
+                metrics = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
+                return dataclasses.replace(state, step=state.step + 1), metrics
+            return compiled(state, batch, key)
+
+        self.step = step
+
+    Program.__init__ = patched
+    nan_batches(first, first - 1)  # float32 batches, as the other has
+
+
+def slow_steps(seconds: float) -> None:
+    """Every step takes so much longer."""
+    import time
+
+    update = loop._Reader.read
+
+    def read(self):
+        time.sleep(seconds)
+        update(self)
+
+    loop._Reader.read = read
+
+
+def no_memory(gib: float) -> None:
+    """The process may map so much and no more."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (int(gib * 2**30), int(gib * 2**30)))
+
+
+def flaky_store(failures: int) -> None:
+    """The first so many saves fail when they are waited for, as those of an object store do."""
+    left = [failures]
+
+    class Flaky(ocp.AsyncCheckpointer):
+        def save(self, directory, *args, **kwargs):
+            super().save(directory, *args, **kwargs)
+            if left[0]:
+                super().wait_until_finished()
+                directory.rmtree()
+                self._failing = True
+
+        def wait_until_finished(self):
+            super().wait_until_finished()
+            if getattr(self, "_failing", False):
+                self._failing = False
+                left[0] -= 1
+                raise OSError(110, "Connection timed out")
+
+    ocp.AsyncCheckpointer = Flaky
+    checkpoints.PATIENCE_S = 0.05
+
+
+def flaky_reads(failures: int) -> None:
+    """Every file fails the first so many times that it is read."""
+    reading.PATIENCE_S = 0.05
+    patiently = reading._patiently
+
+    def flaky(path, attempt):
+        left = [failures]
+
+        def fail():
+            if left[0]:
+                left[0] -= 1
+                raise OSError(110, "Connection timed out")
+            return attempt()
+
+        return patiently(path, fail)
+
+    reading._patiently = flaky
+
+
+def decode_late() -> None:
+    """The data set is too large for memory, or so it is told: records are decoded when their turn comes."""
+    sources.MEMORY_LIMIT = 0
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        nan_batches,
+        skipped_batches,
+        slow_steps,
+        no_memory,
+        flaky_store,
+        flaky_reads,
+        decode_late,
+    )
+}
+
+
+def child(request: dict) -> None:
+    """Becomes a `python train.py`; does not return."""
+    os.setsid()
+    out = os.open(request["out"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    err = os.open(request["err"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.environ |= request["env"]
+    code = 1
+    try:
+        for name, arguments in request["faults"].items():
+            FAULTS[name](*arguments)
+        sys.argv = ["train.py", *request["arguments"]]
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        import atexit
+
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    """Forks for every line; answers with the child's process id, then, on "wait", with how it ended, or null."""
+    assert grain
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            pid, status = os.waitpid(request["wait"], os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            child(request)
+        print(json.dumps(pid), flush=True)
+
+
+if __name__ == "__main__":
+    main()
