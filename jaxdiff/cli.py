@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import sys
 import time
@@ -203,6 +204,7 @@ def _first_words(box: str) -> str:
 
 def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
     """Runs body and prints its last line, or one line that says what went wrong."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with a traceback, what it then raises
     try:
         code, line = body()
     except UserError as error:

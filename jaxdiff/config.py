@@ -141,6 +141,8 @@ class Train:
     """Steps between picture grids; 0 for none."""
     ema_decay: float = 0.9999
     """Decay of the parameters' moving average, which is what samples are drawn from."""
+    posthoc_ema: tuple[float, ...] = ()
+    """Relative widths of averages to track, e.g. 0.05 0.10; sample.py --ema then makes one of any width from them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +282,8 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"sampling.guidance={sampling.guidance} needs classes: set model.num_classes, or guidance to 1"
     elif sampling.guidance != 1 and not diffusion.class_dropout:
         yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"
+    if not all(0 < width <= 0.2886 for width in train.posthoc_ema):
+        yield f"train.posthoc_ema={train.posthoc_ema} must be relative widths in 0..0.2886; 0.05 and 0.10 are usual"
     if train.batch_size % train.accumulate:
         yield f"train.batch_size={train.batch_size} must be a multiple of train.accumulate={train.accumulate}"
     if config.parallel.mode == "pmap" and config.parallel.fsdp != 1:

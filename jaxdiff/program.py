@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdiff.builders import build_loss, build_model, check_run
 from jaxdiff.config import Config
-from jaxdiff.training import ema, parallel
+from jaxdiff.training import ema, parallel, posthoc
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import TrainState, init_state
 from jaxdiff.training.step import make_train_step
@@ -59,14 +59,17 @@ class Program:
         def init(key: jax.Array) -> TrainState:
             inputs = jnp.zeros((1, *source.shape)), jnp.zeros(1)
             cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
-            return init_state(self.model.init(key, *inputs, cond)["params"], optimizer)
+            return init_state(self.model.init(key, *inputs, cond)["params"], optimizer, len(train.posthoc_ema))
 
         def average(ema_params: Any, params: Any, step: Any) -> Any:
             return ema.update(ema_params, params, step, train.ema_decay)
 
+        def track(averages: Any, params: Any, step: Any) -> Any:
+            return posthoc.update(averages, params, step, train.posthoc_ema)
+
         self.init = init
         self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
-        self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate)
+        self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate, track)
         self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, config.parallel.mode)
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
         image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)

@@ -5,6 +5,7 @@ Nothing is pickled and nothing that is read is executed. Every array read is che
 that fails is set aside as checkpoints/corrupt-STEP and the one before it is used; when none is left, the run stops.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -83,7 +84,9 @@ class Checkpoints:
         if kind is None:
             self.close()
         else:  # another error is on its way: do not hide it
-            self._orbax.close()
+            with contextlib.suppress(Exception):
+                self._orbax.close()
+            self._remove_temporaries()
 
     def steps(self) -> list[int]:
         """The steps with a whole checkpoint, ascending."""

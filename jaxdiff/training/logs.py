@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,21 +20,29 @@ class Log:
     """
 
     def __init__(self, workdir: Path, step: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 
         path = workdir / "metrics.jsonl"
         lines = _lines(path) if path.exists() else ()
         write_whole(path, "".join(text + "\n" for at, text in lines if at <= step).encode())
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        # Not SummaryWriter: its thread dies of a full disk, and whoever then closes it waits for ever.
+        self._events = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
+        self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line; numbers also become TensorBoard scalars."""
-        self._file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        self._file.write(json.dumps({"step": step, **values, "time": round(now, 3)}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, (int, float)):
-                self._events.add_scalar(name, value, step)
+                self._events.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
+        self._events.flush()
 
     def close(self) -> None:
         """Writes what is still in memory."""

@@ -21,15 +21,17 @@ class TrainState:
       params: the network's parameters, float32.
       ema_params: their moving average, the same tree; samples are drawn with these.
       opt_state: the optax state.
+      posthoc: one more average a tracked width (`training.posthoc`), each the tree of params; none unless asked for.
     """
 
     step: Any
     params: Any
     ema_params: Any
     opt_state: Any
+    posthoc: Any = ()
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Any, optimizer: optax.GradientTransformation, tracked: int = 0) -> TrainState:
     """The state before the first step: the average starts at the parameters, in buffers of its own.
 
     A donated buffer may appear only once in a state, hence the copy.
@@ -44,6 +46,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        posthoc=tuple(jax.tree.map(jnp.copy, params) for _ in range(tracked)),
     )
 
 

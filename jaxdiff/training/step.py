@@ -82,6 +82,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema: Callable[[Any, Any, Int[Array, ""]], Any],
     accumulate: int = 1,
+    posthoc: Callable[[Any, Any, Int[Array, ""]], Any] = lambda averages, params, step: averages,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make step(state, batch, key) -> (state, metrics), to be compiled by `parallel.compile_step`.
 
@@ -95,6 +96,7 @@ def make_train_step(
       optimizer: an optax transformation.
       ema: (ema_params, params, step) -> ema_params, where step counts the steps before this one.
       accumulate: micro-batches a step, >= 1, each an equal part of the batch.
+      posthoc: as `ema`, for the averages in `TrainState.posthoc`.
 
     Returns:
       The step. `batch` needs "row", each example's index in the global batch; metrics are float32 scalars: loss,
@@ -132,12 +134,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema(state.ema_params, params, state.step)
-        params, ema_params, opt_state = jax.tree.map(
+        averages = posthoc(state.posthoc, params, state.step)
+        params, ema_params, opt_state, averages = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
-            (params, ema_params, opt_state),
-            (state.params, state.ema_params, state.opt_state),
+            (params, ema_params, opt_state, averages),
+            (state.params, state.ema_params, state.opt_state, state.posthoc),
         )
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - good.astype(jnp.float32)}
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        return TrainState(state.step + 1, params, ema_params, opt_state, averages), metrics
 
     return step

@@ -29,7 +29,7 @@ def _code(error: BaseException) -> int | None:
     for link in chain(error):
         if isinstance(link, OSError) and link.errno:
             return link.errno
-        if found := re.search(r"OS error (\d+)", str(link)):
+        if found := re.search(r"(?:OS error |os_error_code=')(\d+)", str(link)):
             return int(found[1])
     return None
 
