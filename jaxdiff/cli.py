@@ -46,6 +46,8 @@ class TrainArguments(_Arguments):
     """With --topology: compile this step only, not for the largest batch and other settings."""
     plan_out: Path | None = None
     """With --topology: write the plans as JSON to this file."""
+    verify_resume: int | None = None
+    """Train so many steps at once, and again with a restart half-way, in folders of its own, and compare all bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,8 @@ class SampleArguments(_Arguments):
     """Pixels, with --prompt; default the model's own."""
     width: int | None = None
     """Likewise."""
+    ema: float | None = None
+    """Relative width of the average to draw with, e.g. 0.10, of a run with train.posthoc_ema; default: its own EMA."""
 
 
 def train_main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
@@ -114,6 +118,10 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     use_compilation_cache()
     if arguments.topology:
         return 0, _plan(arguments)
+    if arguments.verify_resume is not None:
+        from jaxdiff.verify_resume import verify_resume
+
+        return verify_resume([name, *_without(argv, "verify-resume")], arguments.verify_resume)
     if arguments.dry_run:
         from jaxdiff import plan  # imports everything: not before the arguments are known to be right
 
@@ -166,6 +174,17 @@ def _sample(argv: list[str]) -> tuple[int, str]:
         return job.draw(sampling_job.Request(**asked))
 
     return processes.run(_place(arguments), "sample.py", draw)
+
+
+def _without(argv: list[str], option: str) -> list[str]:
+    """The arguments but one option and its value."""
+    kept, skip = [], False
+    for argument in argv:
+        name = argument.removeprefix("--").replace("_", "-")
+        if not skip and name.partition("=")[0] != option:
+            kept.append(argument)
+        skip = not skip and name == option
+    return kept
 
 
 def _option_names(kind: type) -> set[str]:

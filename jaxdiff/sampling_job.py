@@ -18,6 +18,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.parallel import make_mesh
+from jaxdiff.training.snapshots import reconstruct
 
 SUFFIXES = {"": "a folder", ".png": "a grid", ".npz": "arrays", ".gif": "an animated trajectory"}
 WALKS = 4  # samples in a trajectory, unless --num says otherwise
@@ -42,6 +43,7 @@ class Request:
     negative_prompt: str = ""
     height: int | None = None
     width: int | None = None
+    ema: float | None = None
 
 
 def draw(request: Request) -> tuple[int, str]:
@@ -63,6 +65,11 @@ def draw(request: Request) -> tuple[int, str]:
 
     mesh = make_mesh()
     state, meta = restore_with_meta(request.workdir, sharding=NamedSharding(mesh, PartitionSpec()))
+    params = state.ema_params
+    if request.ema is not None:
+        params = reconstruct(
+            request.workdir, state, config.train.posthoc_ema, request.ema, NamedSharding(mesh, PartitionSpec())
+        )
     shape = _shape(config, meta)
     model = build_model(config, shape[-1])
     labels = None
@@ -72,7 +79,7 @@ def draw(request: Request) -> tuple[int, str]:
     portion = num if request.trajectory else min(num, batch_size)
     make = build_sample(config, sampling, model, shape, portion, mesh, trajectory=request.trajectory)
     start = time.perf_counter()
-    drawn = make(state.ema_params, jax.random.key(request.seed, impl="threefry2x32"), num, labels)
+    drawn = make(params, jax.random.key(request.seed, impl="threefry2x32"), num, labels)
     seconds = time.perf_counter() - start
 
     if jax.process_index():

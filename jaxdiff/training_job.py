@@ -22,6 +22,7 @@ from jaxdiff.training.clock import Clock, Ledger
 from jaxdiff.training.data import Batch, Batches
 from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Cadence, run
+from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.stopping import StopRequest
@@ -97,7 +98,11 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
         ledger = stack.enter_context(contextlib.closing(Ledger(workdir / "clock.json", began))) if leads else None
         clock = ledger.clock(first, meta.get("seconds")) if ledger else Clock(began)
 
+        snapshots = stack.enter_context(Snapshots(workdir)) if train.posthoc_ema else None
+
         def save(state: TrainState, step: int, skipped: int) -> None:
+            if snapshots and step % train.checkpoint_every == 0:
+                snapshots.take(state)
             about = {"shape": list(source.shape), "num_classes": source.num_classes}
             about |= {"fingerprint": source.fingerprint, "skipped": skipped}
             checkpoints.save(state, {**about, "seconds": clock.totals()})

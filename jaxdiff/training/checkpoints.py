@@ -51,17 +51,24 @@ class Checkpoints:
       workdir: a local folder or an object store's address; made where it is missing.
       keep: how many of the newest to keep, >= 1.
       warn: gets one line where something failed and was dealt with.
+      folder: of the workdir, in which they lie.
 
     Raises:
       UserError: keep < 1.
       CheckpointError: the folder cannot be written.
     """
 
-    def __init__(self, workdir: os.PathLike | str, keep: int = 3, warn: Callable[[str], None] = report):
+    def __init__(
+        self,
+        workdir: os.PathLike | str,
+        keep: int = 3,
+        warn: Callable[[str], None] = report,
+        folder: str = "checkpoints",
+    ):
         if keep < 1:
             raise UserError(f"train.keep={keep} is out of range; it must be >= 1")
         self._keep, self._warn = keep, warn
-        self._directory = directory_of(workdir)
+        self._directory = directory_of(workdir, folder)
         self._saving: int | None = None
         self._failures = 0
         try:
@@ -246,7 +253,9 @@ class Checkpoints:
         return name
 
 
-def restore(workdir: os.PathLike | str, step: int | None = None, sharding: Sharding | None = None) -> TrainState:
+def restore(
+    workdir: os.PathLike | str, step: int | None = None, sharding: Sharding | None = None, folder: str = "checkpoints"
+) -> TrainState:
     """A run's state from its workdir alone, on any machine: the shapes come from the checkpoint's own manifest.
 
     It only reads: a corrupt checkpoint is passed over with a warning, not set aside. Parameters come back as nested
@@ -257,6 +266,7 @@ def restore(workdir: os.PathLike | str, step: int | None = None, sharding: Shard
       workdir: of the run.
       step: which; the newest that is not corrupt unless given.
       sharding: where every leaf goes; this process's first device unless given.
+      folder: of the workdir, in which they lie.
 
     Returns:
       The state, bit for bit as saved.
@@ -265,14 +275,14 @@ def restore(workdir: os.PathLike | str, step: int | None = None, sharding: Shard
       UserError: there is no such checkpoint.
       CheckpointError: the step asked for is corrupt, or all are; or the store cannot be read.
     """
-    return restore_with_meta(workdir, step, sharding)[0]
+    return restore_with_meta(workdir, step, sharding, folder)[0]
 
 
 def restore_with_meta(
-    workdir: os.PathLike | str, step: int | None = None, sharding: Sharding | None = None
+    workdir: os.PathLike | str, step: int | None = None, sharding: Sharding | None = None, folder: str = "checkpoints"
 ) -> tuple[TrainState, dict[str, Any]]:
     """`restore`, and the meta that was saved beside the state."""
-    directory = directory_of(workdir)
+    directory = directory_of(workdir, folder)
     for candidate in candidates(directory, step):
         try:
             flat, meta = read(directory, candidate, None, sharding)

@@ -33,10 +33,10 @@ class Corrupt(Exception):
     """One checkpoint is not what was saved; the message names the leaf."""
 
 
-def directory_of(workdir: os.PathLike | str) -> epath.Path:
-    """Where a workdir keeps its checkpoints; Orbax wants it absolute."""
+def directory_of(workdir: os.PathLike | str, folder: str = "checkpoints") -> epath.Path:
+    """Where a workdir keeps its checkpoints, or another kind of them; Orbax wants it absolute."""
     path = os.fspath(workdir)
-    return epath.Path(path if "://" in path else os.path.abspath(path)) / "checkpoints"
+    return epath.Path(path if "://" in path else os.path.abspath(path)) / folder
 
 
 def steps_in(directory: epath.Path) -> list[int]:

@@ -147,3 +147,10 @@ def test_a_workdir_that_cannot_be_written(starter, config, small_disk):
     assert ended.line == (
         f"train.py: cannot write to {small_disk / 'run'}: Read-only file system; choose another --workdir"
     )
+
+
+def test_a_user_can_verify_it_on_their_own_machine(starter, config):
+    ended = starter.run(config, "--verify-resume", "6", "--train.batch_size", "4")
+    assert ended.code == 0, ended.err
+    line = ended.out.splitlines()[-1]
+    assert line.startswith("resuming changes no bit: 6 steps at once and 3 + 3 give equal bits in all ")
