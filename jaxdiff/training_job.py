@@ -98,7 +98,9 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
         ledger = stack.enter_context(contextlib.closing(Ledger(workdir / "clock.json", began))) if leads else None
         clock = ledger.clock(first, meta.get("seconds")) if ledger else Clock(began)
 
-        snapshots = stack.enter_context(Snapshots(workdir)) if train.posthoc_ema else None
+        snapshots = Snapshots(workdir) if train.posthoc_ema else None
+        if snapshots:
+            stack.enter_context(snapshots)
 
         def save(state: TrainState, step: int, skipped: int) -> None:
             if snapshots and step % train.checkpoint_every == 0:

@@ -1,4 +1,4 @@
-"""`train.py CONFIG --verify-resume N`: whether a run in two pieces ends in the bits of one in one piece, here and now."""
+"""`train.py CONFIG --verify-resume N`: whether a run in two pieces ends in the bits of one in one piece."""
 
 import json
 import subprocess
