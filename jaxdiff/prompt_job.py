@@ -47,6 +47,8 @@ def draw(request: Request) -> tuple[int, str]:
     folder = request.workdir
     if request.prompt is None:
         raise UserError(f'{folder} makes images of a text: give --prompt "..."')
+    if request.ema is not None:
+        raise UserError(f"--ema is for runs; {folder} takes a prompt")
     if request.classes or request.trajectory:
         raise UserError(f"--{'classes' if request.classes else 'trajectory'} is for runs; {folder} takes a prompt")
     num = 1 if request.num is None else request.num

@@ -71,7 +71,7 @@ def reconstruct(
 def _combine(total: Any, averages: Any, weights: np.ndarray) -> Any:
     """total + sum_i weights_i averages_i, in float32."""
     trees = list(averages.values()) if isinstance(averages, dict) else list(averages)
-    for tree, weight in zip(trees, np.float32(weights), strict=True):
+    for tree, weight in zip(trees, weights.astype(np.float32), strict=True):
         scaled = jax.tree.map(lambda x, weight=weight: x * weight, tree)
         total = scaled if total is None else jax.tree.map(lambda a, b: a + b, total, scaled)
     return total
