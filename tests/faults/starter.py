@@ -20,7 +20,7 @@ import tensorboardX  # noqa: F401
 
 from jaxdiff import cli, training_job  # noqa: F401
 from jaxdiff.program import Program
-from jaxdiff.training import checkpoints, loop, reading, sources
+from jaxdiff.training import checkpoints, reading, sources
 from jaxdiff.training.data import Batches
 
 ROOT = Path(__file__).parents[2]
@@ -65,13 +65,19 @@ def slow_steps(seconds: float) -> None:
     """Every step takes so much longer."""
     import time
 
-    update = loop._Reader.read
+    init = Program.__init__
 
-    def read(self):
-        time.sleep(seconds)
-        update(self)
+    def patched(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        compiled = self.step
 
-    loop._Reader.read = read
+        def step(state, batch, key):
+            time.sleep(seconds)
+            return compiled(state, batch, key)
+
+        self.step = step
+
+    Program.__init__ = patched
 
 
 def no_memory(gib: float) -> None:

@@ -148,6 +148,7 @@ def test_a_workdir_that_cannot_be_written(starter, config, small_disk):
     )
 
 
+@pytest.mark.slow
 def test_a_user_can_verify_it_on_their_own_machine(starter, config):
     ended = starter.run(config, "--verify-resume", "6", "--train.batch_size", "4")
     assert ended.code == 0, ended.err
