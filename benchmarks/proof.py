@@ -48,9 +48,8 @@ AYS = (0.999, 0.845, 0.73, 0.587, 0.443, 0.31, 0.193, 0.116, 0.053, 0.013)
 GRIDS = {name: name for name in ("trailing", "leading", "linspace", "quadratic", "log_snr", "karras")} | {"list": AYS}
 SAME = {"leading": "trailing", "linspace": "trailing"}  # between the ends these are all even in t
 FEW = (5, 10, 20, 50)
-ORDER_STEPS = np.array([200, 280, 400, 560, 800])
-FINER = (1, 3, 9)  # times as many steps, where the error does not fall along a straight line yet
-ROUNDING = 1e-11  # errors below this are not those of the method
+ORDER_STEPS = np.array([400, 560, 800, 1120, 1600, 2240, 3200])
+FLOOR = 1e-12  # errors below this are also those of rounding and of the reference
 LAMBDA = -3.5, 2.0  # log(alpha/sigma) where the orders are measured: all schedules reach it
 LAW_STEPS = (80, 112, 160, 224)
 RAMP = 14  # more steps of a ramped grid: those of order 1 are short enough not to show at order 4
@@ -122,26 +121,13 @@ def errors_of(make: Callable[[], jd.Sampler], family: int, cases: list[tuple[str
 
 
 def fitted_orders(make: Callable[[], jd.Sampler], combos: list[tuple[str, str]]) -> dict[tuple[str, str, int], float]:
-    """The order on each (schedule, grid), on the Gaussian (0) and the mixture (1).
-
-    Where the line through log errors bends (its slope by more than 0.05), finer steps are taken, unless rounding shows.
-    """
-    orders, left = {}, combos
-    for factor in FINER:
-        cases = [(s, order_grid(CONTINUOUS[s], g, int(n))) for s, g in left for n in factor * ORDER_STEPS]
-        errors = errors_of(make, 0, cases).reshape(len(left), len(ORDER_STEPS), 3)
-        bent = []
-        for (s, g), data in itertools.product(left, (0, 1)):
-            e = errors[left.index((s, g)), :, data]
-            if factor > 1 and e.min() < ROUNDING:
-                continue
-            orders[s, g, data] = c.fitted_order(ORDER_STEPS, e)
-            halves = [c.fitted_order(ORDER_STEPS[half], e[half]) for half in (slice(0, 3), slice(2, 5))]
-            if abs(halves[0] - halves[1]) > 0.05 and (s, g) not in bent:
-                bent.append((s, g))
-        left = bent
-        if not left:
-            break
+    """The order on each (schedule, grid), on the Gaussian (0) and the mixture (1)."""
+    cases = [(s, order_grid(CONTINUOUS[s], g, int(n))) for s, g in combos for n in ORDER_STEPS]
+    errors = errors_of(make, 0, cases).reshape(len(combos), len(ORDER_STEPS), 3)
+    orders = {}
+    for (i, (s, g)), data in itertools.product(enumerate(combos), (0, 1)):
+        e = errors[i, :, data]
+        orders[s, g, data] = c.fitted_order(ORDER_STEPS[e > FLOOR], e[e > FLOOR], bent=True)
     return orders
 
 
@@ -224,7 +210,7 @@ def law_rows(name: str) -> list[dict]:
         draw = sampled(c.STOCHASTIC[name].make, list(schedules.values()), gaussian([MEAN] * 2, [SCALE] * 2))
         for i, (schedule, grid) in enumerate(combos):
             errors = orders.get((schedule, SAME.get(grid, grid)))
-            order = None if errors is None else round(c.fitted_order(LAW_STEPS, errors), 3)
+            order = None if errors is None else round(c.fitted_order(LAW_STEPS, errors, bent=True), 3)
             mean, spread = found[i]
             off = standard_errors(draw(index[i], twenty[i][1]), np.full(2, mean), spread**2 * np.eye(2))
             rows.append({"schedule": schedule, "grid": grid, "order": order, "off": round(off, 2)})

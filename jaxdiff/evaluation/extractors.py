@@ -88,5 +88,5 @@ def check_shape(extractor: Extractor, shape: tuple[int, int, int]) -> None:
         h, w, c = shape
         raise UserError(
             f"{extractor.name} takes 28x28 grey images, and these are {h}x{w} with {c} channels; "
-            "give Inception's weights: --inception FILE"
+            "its features say nothing of them"
         )

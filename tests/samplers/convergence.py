@@ -166,9 +166,11 @@ def rms(error: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(error).reshape(3, -1), axis=1))
 
 
-def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
-    """Minus the slope of log error over log steps."""
-    return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])
+def fitted_order(steps: Sequence[int], errors: Sequence[float], bent: bool = False) -> float:
+    """The p of errors C N^-p, or of C N^-p e^(c/N) where the next term still shows: least squares in the logarithms."""
+    n = np.asarray(steps, np.float64)
+    columns = [np.ones_like(n), -np.log(n)] + ([1.0 / n] if bent else [])
+    return float(np.linalg.lstsq(np.stack(columns, axis=1), np.log(errors))[0][1])
 
 
 STOCHASTIC = {
