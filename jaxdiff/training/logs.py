@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -40,7 +41,7 @@ class Log:
         self._file.write(json.dumps({"step": step, **values, "time": round(now, 3)}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and math.isfinite(value):  # else TensorBoard's writer complains
                 self._events.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
         self._events.flush()
 

@@ -20,7 +20,7 @@ import tensorboardX  # noqa: F401
 
 from jaxdiff import cli, training_job  # noqa: F401
 from jaxdiff.program import Program
-from jaxdiff.training import checkpoints, reading, sources
+from jaxdiff.training import checkpoints, reading
 from jaxdiff.training.data import Batches
 
 ROOT = Path(__file__).parents[2]
@@ -80,13 +80,6 @@ def slow_steps(seconds: float) -> None:
     Program.__init__ = patched
 
 
-def no_memory(gib: float) -> None:
-    """The process may map so much and no more."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (int(gib * 2**30), int(gib * 2**30)))
-
-
 def flaky_store(failures: int) -> None:
     """The first so many saves fail when they are waited for, as those of an object store do."""
     left = [failures]
@@ -129,21 +122,14 @@ def flaky_reads(failures: int) -> None:
     reading._patiently = flaky
 
 
-def decode_late() -> None:
-    """The data set is too large for memory, or so it is told: records are decoded when their turn comes."""
-    sources.MEMORY_LIMIT = 0
-
-
 FAULTS = {
     fault.__name__: fault
     for fault in (
         nan_batches,
         skipped_batches,
         slow_steps,
-        no_memory,
         flaky_store,
         flaky_reads,
-        decode_late,
     )
 }
 
