@@ -1,4 +1,12 @@
-"""Handwritten digits, 8x8, class-conditional."""
+"""Handwritten digits of scikit-learn, 1,437 of 8x8 pixels, class-conditional: the whole way in minutes on a CPU.
+
+    uv run train.py                                  # 2 min 38 s on 2 cores, compiling included
+    uv run sample.py runs/digits                     # 64 samples: DDIM, 50 steps, guidance 1.5
+    uv run benchmarks/digits_quality.py runs/digits  # the numbers below
+
+An SVM trained on the real digits (99.2 % right on held-out ones) reads 99.8 % of 500 samples as the class asked for. They
+are no copies: the mean distance to the nearest training image is 1.005 of what it is for held-out real images.
+"""
 
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Sampling, Train
 
