@@ -25,6 +25,14 @@ config = Config(
     ),
     diffusion=Diffusion(schedule="cosine", prediction="v", class_dropout=0.1),
     optimizer=Optimizer(learning_rate=1e-3, warmup_steps=200),
-    train=Train(steps=20_000, batch_size=64, checkpoint_every=500, log_every=50, sample_every=2000, ema_decay=0.999),
+    train=Train(
+        steps=20_000,
+        batch_size=64,
+        checkpoint_every=500,
+        log_every=50,
+        sample_every=2000,
+        ema_decay=0.999,
+        posthoc_ema=(0.05, 0.10),
+    ),
     sampling=Sampling(sampler="dpmpp_2m", steps=20),
 )
