@@ -15,14 +15,21 @@ import jaxdiff as jd
 ROOT = Path(__file__).parent.parent
 
 
-def test_importing_jaxdiff_loads_nothing_but_the_core():
-    """Neither another framework nor our own shell: a notebook that wants a loss does not wait for TFDS."""
-    heavy = {"torch", "tensorflow", "transformers", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "sklearn"}
-    script = "import sys, jaxdiff; print(*{name.split('.')[0] for name in sys.modules})"
+TRAINING = {"optax", "orbax", "grain", "array_record", "tensorflow_datasets", "sklearn", "tensorboardX"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "foreign"),
+    [("jaxdiff", {"flax", "tyro", "PIL", "rich", *TRAINING}), ("jaxdiff.cli, jaxdiff.sampling_job", TRAINING)],
+)
+def test_what_is_imported_loads_no_more_than_it_needs(modules, foreign):
+    """A notebook that wants a loss does not wait for Flax, nor sample.py for what only training needs."""
+    foreign = {"torch", "tensorflow", "transformers", *foreign}
+    script = f"import sys, {modules}; print(*{{name.split('.')[0] for name in sys.modules}})"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(run.stdout.split())
     assert {"jax", "jaxdiff"} <= loaded
-    assert not loaded & heavy
+    assert not loaded & foreign
 
 
 def test_shapes_are_checked_while_testing():

@@ -9,7 +9,7 @@ from jaxdiff.samplers.base import Sampler
 from jaxdiff.samplers.exponential import History, adams_weights, by_count, first_order
 from jaxdiff.schedules import Schedule
 
-NODES, WEIGHTS = (a.tolist() for a in np.polynomial.legendre.leggauss(12))
+POINTS = 12  # of the quadrature
 
 
 def deis(order: int = 3) -> Sampler:
@@ -55,12 +55,13 @@ def deis(order: int = 3) -> Sampler:
 
 def _rho_moments(schedule: Schedule, t: Array, s: Array, count: int) -> list[Array]:
     """int_t^s u^k d rho, k = 0 .. count - 1; where alpha_t = 0 (rho infinite, no history yet) the first is not used."""
-    u = 0.5 * (jnp.asarray(NODES, t.dtype) + 1.0)
+    nodes, weights = np.polynomial.legendre.leggauss(POINTS)  # here: NumPy loads its polynomials when they are used
+    u = 0.5 * (jnp.asarray(nodes, t.dtype) + 1.0)
     rho = _rho(schedule, t + u * (s - t))
     ends = _rho(schedule, jnp.stack([t, s]))
     moments = [ends[1] - ends[0]]
     for k in range(1, count):
-        moments.append(ends[1] - 0.5 * k * jnp.sum(jnp.asarray(WEIGHTS, t.dtype) * u ** (k - 1) * rho))
+        moments.append(ends[1] - 0.5 * k * jnp.sum(jnp.asarray(weights, t.dtype) * u ** (k - 1) * rho))
     return moments
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
@@ -65,6 +64,8 @@ class Checkpoints:
         warn: Callable[[str], None] = report,
         folder: str = "checkpoints",
     ):
+        import orbax.checkpoint as ocp  # half a second, and only needed to write
+
         if keep < 1:
             raise UserError(f"train.keep={keep} is out of range; it must be >= 1")
         self._keep, self._warn = keep, warn
@@ -122,6 +123,8 @@ class Checkpoints:
           CheckpointError: the state holds a value that is not finite; or this save (with `wait`) or the one before
             failed for good: the disk is full or read-only, or failed ATTEMPTS times in a row.
         """
+        import orbax.checkpoint as ocp
+
         self._settle()
         step = int(state.step)
         if step in self.steps():

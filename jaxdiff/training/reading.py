@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
@@ -44,8 +43,11 @@ def steps_in(directory: epath.Path) -> list[int]:
     if not directory.exists():
         return []
     paths = [path for path in directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name)]
-    local = "://" not in os.fspath(directory)
-    return sorted(int(path.name) for path in paths if local or ocp.utils.is_checkpoint_finalized(path))
+    if "://" in os.fspath(directory):
+        from orbax.checkpoint.utils import is_checkpoint_finalized  # half a second that sample.py need not wait
+
+        paths = [path for path in paths if is_checkpoint_finalized(path)]
+    return sorted(int(path.name) for path in paths)
 
 
 def known_steps(directory: epath.Path) -> list[int]:

@@ -1,11 +1,13 @@
 """What a run is between two steps: four fields, arrays only, so that any of it can be saved, sharded or donated."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
+
+if TYPE_CHECKING:  # sample.py need not wait for it
+    import optax
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +33,7 @@ class TrainState:
     posthoc: Any = ()
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, tracked: int = 0) -> TrainState:
+def init_state(params: Any, optimizer: "optax.GradientTransformation", tracked: int = 0) -> TrainState:
     """The state before the first step: the average starts at the parameters, in buffers of its own.
 
     A donated buffer may appear only once in a state, hence the copy.
