@@ -82,12 +82,12 @@ class Progress:
 
     def update(self, step: int, loss: float, images_per_s: float) -> None:
         """Shows where the run is."""
-        text = f"loss {loss:.4f}  {images_per_s:.0f} images/s"
+        text = f"loss {loss:.4f}" + (f"  {images_per_s:.0f} images/s" if images_per_s else "")
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif step * 10 // self._steps > (step - 1) * 10 // self._steps or step == self._first + 1:
-            left = (self._steps - step) * self._batch_size / images_per_s
-            print(f"step {step}/{self._steps}  {text}  {clock_time(left)} left", flush=True)
+            left = (self._steps - step) * self._batch_size / images_per_s if images_per_s else 0.0
+            print(f"step {step}/{self._steps}  {text}" + (f"  {clock_time(left)} left" if left else ""), flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it is."""

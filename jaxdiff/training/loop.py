@@ -4,6 +4,7 @@ The loop knows neither files nor configs: what it saves, draws and reports with 
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,14 +75,14 @@ def run(
       DivergedError: the loss was not finite for MAX_SKIPPED steps in a row.
     """
     first = done = int(state.step)
-    reader = _Reader(first, cadence, batch_size, clock, report, show, skipped)
+    reader = _Reader(cadence, batch_size, clock, report, show, skipped)
     while done < cadence.steps:
         with clock("data_wait"):
             batch = next(batches)
         with clock("compile" if done == first else "productive"):
             state, metrics = step(state, batch, key)
-        reader.read()
         done += 1
+        reader.read(dispatched=done)
         reader.waiting = (done, metrics)
         stopping = stop(done)
         last = done == cadence.steps
@@ -106,29 +107,26 @@ class _Reader:
       skipped: steps without a finite loss, up to the last that was read.
     """
 
-    def __init__(self, first, cadence, batch_size, clock, report, show, skipped):
+    def __init__(self, cadence, batch_size, clock, report, show, skipped):
         self.waiting: tuple[int, dict[str, jax.Array]] | None = None
         self._cadence, self._batch_size, self._clock = cadence, batch_size, clock
         self._report, self._show = report, show
         self.skipped, self._in_a_row = skipped, 0
-        self._rate, self._since = 0.0, (first, clock.busy())
+        self._rate = 0.0
+        self._times: deque[tuple[int, float]] = deque(maxlen=cadence.log_every + 1)
 
-    def read(self) -> None:
-        """Waits for the step whose metrics are due, if there is one."""
+    def read(self, dispatched: int | None = None) -> None:
+        """Waits for the step whose metrics are due, if there is one; `dispatched` says that this step just was."""
         if self.waiting is None:
-            return
+            return self._measure(dispatched)
         (step, metrics), self.waiting = self.waiting, None
         with self._clock("productive"):
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._measure(dispatched)
         skipped = int(values["skipped"])
         self.skipped += skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0
-        logged = step % self._cadence.log_every == 0
-        if logged or self._rate == 0:
-            steps, seconds = step - self._since[0], self._clock.busy() - self._since[1]
-            self._rate = steps * self._batch_size / max(seconds, 1e-9)
-        if logged:
-            self._since = (step, self._clock.busy())
+        if step % self._cadence.log_every == 0:
             rate, seconds = round(self._rate, 1), self._clock.totals()
             self._report(step, {**values, "skipped": self.skipped, "images_per_s": rate, "seconds": seconds})
         self._show(step, values["loss"], self._rate)
@@ -137,3 +135,12 @@ class _Reader:
                 f"the loss was not finite for {MAX_SKIPPED} steps up to {step}; lower optimizer.learning_rate "
                 "and start again from the last checkpoint"
             )
+
+    def _measure(self, dispatched: int | None) -> None:
+        """The rate of the last log_every steps, 0 at the first. Time is taken after a dispatch, never after a save."""
+        if dispatched is None:
+            return
+        self._times.append((dispatched, self._clock.busy()))
+        (before, start), (step, end) = self._times[0], self._times[-1]
+        if step > before:
+            self._rate = (step - before) * self._batch_size / max(end - start, 1e-9)

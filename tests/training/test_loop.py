@@ -110,6 +110,20 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
         _Job(2 * MAX_SKIPPED, skip=range(3, 3 + MAX_SKIPPED))
 
 
+@pytest.mark.parametrize("where", ["dispatched", "read"])
+def test_the_rate_is_right_at_checkpoints_too(monkeypatch, where):
+    """A step takes 5 ms, where it is dispatched (as on CPU) or where it is waited for; saves take as long again."""
+    dispatch, number = _Job._step, _Number.__float__
+    pause = lambda call: lambda self, *rest: time.sleep(0.005) or call(self, *rest)  # noqa: E731
+    if where == "dispatched":
+        monkeypatch.setattr(_Job, "_step", pause(dispatch))
+    else:
+        monkeypatch.setattr(_Number, "__float__", lambda self: time.sleep(0.005 if self._name else 0) or number(self))
+    for every in (1, 3):
+        rates = {step: values["images_per_s"] for step, values in _Job(12, checkpoint_every=every).reports.items()}
+        assert [step for step in range(2, 13) if not 20 < rates[step] < 410] == [], rates
+
+
 def test_a_report_says_how_fast_and_where_the_time_went():
     values = _Job(3).reports[3]
     assert values["loss"] == 2 and values["images_per_s"] > 0
