@@ -131,6 +131,8 @@ class Train:
     """Images a step, over all devices."""
     accumulate: int = 1
     """Parts the batch is computed in, one after another, to save memory."""
+    steps_per_call: int = 1
+    """Steps that a device does without asking the host again: spares small networks its time."""
     checkpoint_every: int = 5000
     """Steps between checkpoints."""
     keep: int = 3
@@ -213,6 +215,7 @@ _RANGES = {  # dotted name: lowest, highest
     "train.steps": (1, 10**9),
     "train.batch_size": (1, 1_000_000),
     "train.accumulate": (1, 100_000),
+    "train.steps_per_call": (1, 10_000),
     "train.checkpoint_every": (1, 10**9),
     "train.keep": (1, 10_000),
     "train.log_every": (1, 10**9),

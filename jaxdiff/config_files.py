@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "workdir",
     "data.path",  # the data's own fingerprint is compared instead
     "train.steps",
+    "train.steps_per_call",
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",

@@ -1,10 +1,12 @@
 """What a config and its data make: network, step and the state they need; nothing is computed yet."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.builders import build_loss, build_model, check_run
 from jaxdiff.config import Config
@@ -40,7 +42,7 @@ class Program:
       init: key -> TrainState.
       abstract: the state's shapes, dtypes and shardings.
       plain_step: the step before it is compiled for the mesh.
-      step: the compiled step.
+      step: the compiled step, or call of several.
       batch: shapes and dtypes of a batch of plain_step.
     """
 
@@ -70,16 +72,26 @@ class Program:
         self.init = init
         self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
         self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate, track)
-        self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, config.parallel.mode)
+        self._mode, self._steps = config.parallel.mode, train.steps_per_call
+        self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, self._mode, self._steps)
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
         image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
         self.batch = {"image": image, "label": rows, "row": rows}
-        self._mode = config.parallel.mode
 
     def lower(self) -> Any:
         """The step as it is before a compiler for its devices has seen it (`jax.stages.Lowered`)."""
-        batch = self.batch
-        if self._mode == "pmap":
-            n = self.mesh.size
-            batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, x.shape[0] // n, *x.shape[1:]), x.dtype), batch)
-        return self.step.lower(self.abstract, batch, self.keys["train"])
+        devices = [self.mesh.size] if self._mode == "pmap" else []
+        steps = [self._steps] if self._steps > 1 else []
+
+        def shape(x: Any) -> Any:
+            rows = x.shape[0] // math.prod(devices)
+            return jax.ShapeDtypeStruct((*devices, *steps, rows, *x.shape[1:]), x.dtype)
+
+        batch = jax.tree.map(shape, self.batch)
+        return self.step.lower(self.abstract, (np.int32(0), batch) if steps else batch, self.keys["train"])
+
+    def place(self, batches: Sequence[Any]) -> Any:
+        """What `step` takes: the NumPy batches of a call, on the devices."""
+        if self._steps == 1:
+            return parallel.shard_batch(batches[0], self.mesh, self._mode)
+        return parallel.shard_batches(batches, self._steps, self.mesh, self._mode)

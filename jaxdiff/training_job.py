@@ -1,6 +1,7 @@
 """A training run in its workdir: from a valid config to the last checkpoint, once or in several starts."""
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -91,7 +92,9 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
         rows = parallel.local_rows(program.mesh, train.batch_size)
         batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
         ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
-        placed = (parallel.shard_batch(batch, program.mesh, config.parallel.mode) for batch in ahead)
+        every = train.checkpoint_every, train.sample_every, train.steps_per_call
+        cadence = Cadence(train.steps, train.log_every, *every)
+        placed = (program.place(list(itertools.islice(ahead, count))) for count in cadence.calls(first))
         bar = Progress(first, train.steps, train.batch_size) if leads else None
         progress = stack.enter_context(contextlib.closing(bar)) if bar else None
         draw = _pictures(config, program, workdir)
@@ -114,14 +117,14 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
             program.step,
             placed,
             program.keys["train"],
-            cadence=Cadence(train.steps, train.log_every, train.checkpoint_every, train.sample_every),
+            cadence=cadence,
             batch_size=train.batch_size,
             clock=clock,
             save=save,
             draw=draw,
             report=log.write if log else lambda step, values: None,
             show=progress.update if progress else lambda step, loss, rate: None,
-            stop=stop.after,
+            stop=lambda step: stop.after(),
             skipped=meta.get("skipped", 0),
         )
         with clock("checkpoint"):

@@ -158,8 +158,10 @@ def test_a_run_that_died_after_its_checkpoint_repeats_no_line(trained, config, t
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]["lost"] > 0
 
 
-def test_pmap_gives_the_same_numbers(trained, config, tmp_path):
-    assert _train(config, tmp_path, "--parallel.mode", "pmap", "--train.sample-every", "0") == 0
+@pytest.mark.parametrize("options", [("--parallel.mode", "pmap"), ("--train.steps-per-call", "3")])
+def test_other_ways_to_run_a_step_give_the_same_numbers(trained, config, tmp_path, options):
+    assert _train(config, tmp_path, *options, "--train.sample-every", "0") == 0
+    assert list(_metrics(tmp_path)) == list(_metrics(trained))
     for one, other in zip(jax.tree.leaves(restore(tmp_path)), jax.tree.leaves(restore(trained)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

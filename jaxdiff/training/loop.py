@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxdiff.errors import RunError
 from jaxdiff.training.clock import Clock
@@ -23,12 +24,25 @@ class DivergedError(RunError):
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """How many steps in all, and after how many something else happens; 0 for never."""
+    """How many steps in all, after how many something else happens (0 for never), and how many a call may do."""
 
     steps: int
     log_every: int
     checkpoint_every: int
     sample_every: int
+    steps_per_call: int = 1
+
+    def calls(self, first: int) -> Iterator[int]:
+        """The steps of each call from step `first` on; a call ends where a checkpoint or pictures are due.
+
+        >>> list(Cadence(10, log_every=1, checkpoint_every=5, sample_every=0, steps_per_call=3).calls(1))
+        [3, 1, 3, 2]
+        """
+        while first < self.steps:
+            ends = [first + self.steps_per_call, self.steps]
+            ends += [first - first % every + every for every in (self.checkpoint_every, self.sample_every) if every]
+            yield min(ends) - first
+            first = min(ends)
 
 
 def run(
@@ -49,13 +63,14 @@ def run(
 ) -> tuple[TrainState, int]:
     """Trains from state.step to cadence.steps, or until stop.
 
-    Step n + 1 is dispatched before the metrics of step n are read, so that the device never waits for the host.
-    Before a checkpoint is saved, the metrics of all its steps have been reported.
+    Call n + 1 is dispatched before the metrics of call n are read, so that the device never waits for the host; a
+    call is a step, or several (`Cadence.calls`). Before a checkpoint is saved, the metrics of all its steps have been
+    reported.
 
     Args:
       state: the state to start from; it is donated.
-      step: compiled, (state, batch, key) -> (state, metrics).
-      batches: device-ready batches, the first being that of step state.step.
+      step: compiled, (state, batch, key) -> (state, metrics); metrics have one value a step.
+      batches: what each call takes, on the devices, the first being that of step state.step.
       key: the run's key.
       cadence: when to do what.
       batch_size: images a step, for the rate.
@@ -65,7 +80,7 @@ def run(
       report: (step, values) every log_every steps: loss, grad_norm, skipped (steps so far), images_per_s,
         seconds (of `clock`).
       show: (step, loss, images_per_s) after every step.
-      stop: whether to stop after this step; asked at every step.
+      stop: whether to stop after this step; asked after every call.
       skipped: steps without a finite loss so far.
 
     Returns:
@@ -76,14 +91,14 @@ def run(
     """
     first = done = int(state.step)
     reader = _Reader(cadence, batch_size, clock, report, show, skipped)
-    while done < cadence.steps:
+    for count in cadence.calls(first):
         with clock("data_wait"):
             batch = next(batches)
         with clock("compile" if done == first else "productive"):
             state, metrics = step(state, batch, key)
-        done += 1
+        done += count
         reader.read(dispatched=done)
-        reader.waiting = (done, metrics)
+        reader.waiting = (done, count, metrics)
         stopping = stop(done)
         last = done == cadence.steps
         if stopping or last or done % cadence.checkpoint_every == 0:
@@ -100,29 +115,34 @@ def run(
 
 
 class _Reader:
-    """Reads the metrics of the step before, and passes them on.
+    """Reads the metrics of the call before, and passes them on.
 
     Attributes:
-      waiting: (step, its metrics), not yet read.
+      waiting: (last step, steps, metrics) of a call, not yet read.
       skipped: steps without a finite loss, up to the last that was read.
     """
 
     def __init__(self, cadence, batch_size, clock, report, show, skipped):
-        self.waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self.waiting: tuple[int, int, dict[str, jax.Array]] | None = None
         self._cadence, self._batch_size, self._clock = cadence, batch_size, clock
         self._report, self._show = report, show
         self.skipped, self._in_a_row = skipped, 0
         self._rate = 0.0
-        self._times: deque[tuple[int, float]] = deque(maxlen=cadence.log_every + 1)
+        self._times: deque[tuple[int, float]] = deque(maxlen=-(-cadence.log_every // cadence.steps_per_call) + 1)
 
     def read(self, dispatched: int | None = None) -> None:
-        """Waits for the step whose metrics are due, if there is one; `dispatched` says that this step just was."""
+        """Waits for the call whose metrics are due, if there is one; `dispatched` says that this step just was."""
         if self.waiting is None:
             return self._measure(dispatched)
-        (step, metrics), self.waiting = self.waiting, None
+        (last, count, metrics), self.waiting = self.waiting, None
         with self._clock("productive"):
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            values = {name: np.ravel(value) for name, value in jax.device_get(metrics).items()}
+            rows = [{name: float(value[i]) for name, value in values.items()} for i in range(count)]
         self._measure(dispatched)
+        for step, row in enumerate(rows, last - count + 1):
+            self._pass_on(step, row)
+
+    def _pass_on(self, step: int, values: dict[str, Any]) -> None:
         skipped = int(values["skipped"])
         self.skipped += skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from jaxdiff.errors import UserError
+from jaxdiff.training.calls import make_call
 from jaxdiff.training.state import TrainState, leaf_name
 
 Rule = Callable[[tuple[int, ...], int], P]
@@ -120,8 +121,8 @@ def abstract_state(init: Callable[..., TrainState], mesh: Mesh, *args: Any) -> T
     )
 
 
-def _batch_sharding(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, P(("data", "fsdp")))
+def _batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
 
 
 def _local_devices(mesh: Mesh) -> list[Any]:
@@ -158,16 +159,41 @@ def shard_batch(batch: Any, mesh: Mesh, mode: str = "mesh") -> Any:
       mesh: from `make_mesh`.
       mode: "mesh" gives global arrays [batch, ...]; "pmap" gives [local devices, rows a device, ...].
     """
+    return _place(batch, 0, mesh, mode)
+
+
+def shard_batches(batches: Sequence[Any], most: int, mesh: Mesh, mode: str = "mesh") -> tuple[np.int32, Any]:
+    """(count, batches) of a call of up to `most` steps: as `shard_batch`, with an axis of `most` before the rows.
+
+    >>> count, batches = shard_batches([{"row": np.arange(jax.device_count())}] * 2, 3, make_mesh())
+    >>> int(count), batches["row"].shape == (3, jax.device_count())
+    (2, True)
+    """
+    padded = [*batches, *[batches[-1]] * (most - len(batches))]
+    return np.int32(len(batches)), _place(jax.tree.map(lambda *x: np.stack(x), *padded), 1, mesh, mode)
+
+
+def _place(batch: Any, axis: int, mesh: Mesh, mode: str) -> Any:
+    """Arrays on this process's devices, their rows on `axis` spread over all."""
     if mode == "mesh":
-        sharding = _batch_sharding(mesh)
+        sharding = _batch_sharding(mesh, axis)
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
     devices = _local_devices(mesh)
     sharding = NamedSharding(Mesh(np.array(devices), ("batch",)), P("batch"))
-    return jax.tree.map(lambda x: jax.device_put(x.reshape(len(devices), -1, *x.shape[1:]), sharding), batch)
+
+    def spread(x: np.ndarray) -> jax.Array:
+        pieces = x.reshape(*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :])
+        return jax.device_put(np.moveaxis(pieces, axis, 0), sharding)
+
+    return jax.tree.map(spread, batch)
 
 
 def compile_step(
-    step: Callable[..., tuple[TrainState, Any]], state: TrainState, mesh: Mesh, mode: str = "mesh"
+    step: Callable[..., tuple[TrainState, Any]],
+    state: TrainState,
+    mesh: Mesh,
+    mode: str = "mesh",
+    steps_per_call: int = 1,
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Compile a step of `make_train_step` for the mesh; the state passed in is donated, so use the one returned.
 
@@ -176,22 +202,27 @@ def compile_step(
       state: the state or its abstract twin, for its structure.
       mesh: from `make_mesh`.
       mode: "mesh" (jit with shardings) or "pmap" (the same numbers; no fsdp).
+      steps_per_call: above 1, up to so many steps by one call, see `calls.make_call`.
 
     Returns:
-      (state, batch, key) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`.
+      (state, batch, key) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`, or from
+      `shard_batches` for several steps.
 
     Raises:
       ValueError: an unknown mode.
       UserError: pmap with fsdp > 1.
     """
+    several = steps_per_call > 1
+    step = make_call(step) if several else step
     if mode == "mesh":
         shardings = state_shardings(state, mesh)
         everywhere = NamedSharding(mesh, P())
+        batch = (everywhere, _batch_sharding(mesh, 1)) if several else _batch_sharding(mesh)
         # Left to itself, the partitioner splits layers by channel and sends activations around.
         gather = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
         return jax.jit(
             functools.partial(step, gather=gather),
-            in_shardings=(shardings, _batch_sharding(mesh), everywhere),
+            in_shardings=(shardings, batch, everywhere),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
         )
@@ -199,15 +230,15 @@ def compile_step(
         raise ValueError(f"mode={mode!r} is unknown; use 'mesh' or 'pmap'")
     if mesh.shape["fsdp"] > 1:
         raise UserError("parallel.mode=pmap copies the state to every device; set parallel.fsdp=1 or mode=mesh")
-    return _compile_pmap(step, mesh)
+    return _compile_pmap(step, mesh, (None, 0) if several else 0)
 
 
-def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh) -> Callable[..., Any]:
+def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch_axes: Any) -> Callable[..., Any]:
     """The step under `jax.pmap`; the state is a copy on every device, as in mesh mode without fsdp."""
     pmapped = jax.pmap(
         functools.partial(step, axis_name="batch"),
         axis_name="batch",
-        in_axes=(None, 0, None),
+        in_axes=(None, batch_axes, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=0,

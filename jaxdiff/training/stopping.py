@@ -38,12 +38,14 @@ class StopRequest:
         self.name: str | None = None
         self._since: float | None = None
         self._leave, self._working = leave, False
+        self._asked = 0
         self._before: dict[int, Any] = {}
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked at every one, in every process."""
+    def after(self) -> bool:
+        """Whether to stop after this step; to be asked after every call, in every process."""
         self._working = True
-        if multihost_utils.reached_preemption_sync_point(step):
+        self._asked += 1
+        if multihost_utils.reached_preemption_sync_point(self._asked):  # JAX chooses one of consecutive numbers
             self.name = "SIGTERM"
         return self.name is not None
 

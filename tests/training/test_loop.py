@@ -32,17 +32,18 @@ class _Number:
 class _Job:
     """A run of `steps` steps of which everything is recorded in `events`."""
 
-    def __init__(self, steps, first=0, losses=None, skip=(), stop_at=None, **cadence):
+    def __init__(self, steps, first=0, skip=(), stop_at=None, **cadence):
         self.events, self.reports = [], {}
-        self._losses, self._skip = losses, skip
-        cadence = {"log_every": 1, "checkpoint_every": 10**6, "sample_every": 0, **cadence}
+        self._skip = skip
+        cadence = Cadence(steps, **{"log_every": 1, "checkpoint_every": 10**6, "sample_every": 0, **cadence})
+        self._several = cadence.steps_per_call > 1
         self.clock = Clock(time.time())
         self.state, self.done = run(
             TrainState(jnp.int32(first), {}, {}, {}),
             self._step,
-            iter(range(first, steps + 1)),
+            self._batches(first, cadence),
             jax.random.key(0),
-            cadence=Cadence(steps, **cadence),
+            cadence=cadence,
             batch_size=2,
             clock=self.clock,
             save=lambda state, step, skipped: self.events.append(f"save {step} skipped {skipped}"),
@@ -53,12 +54,16 @@ class _Job:
             skipped=5 if first else 0,
         )
 
+    def _batches(self, first, cadence):
+        for count in cadence.calls(first):
+            yield range(first, first + count)
+            first += count
+
     def _step(self, state, batch, key):
-        self.events.append(f"dispatch {batch}")
-        skipped = batch in self._skip
+        self.events.append(f"dispatch {batch[0]}" + (f"+{len(batch)}" if self._several else ""))
         return state, {
-            "loss": _Number(batch, self.events, f"read {batch}"),
-            "skipped": _Number(skipped, [], ""),
+            "loss": [_Number(n, self.events, f"read {n}") for n in batch],
+            "skipped": [_Number(n in self._skip, [], "") for n in batch],
         }
 
     def _report(self, step, values):
@@ -99,6 +104,33 @@ def test_a_run_that_is_done_does_nothing():
 def test_a_stop_saves_at_the_step_and_draws_nothing():
     job = _Job(9, stop_at=4, sample_every=2)
     assert job.done == 4 and job.events[-2:] == ["report 4", "save 4 skipped 0"]
+
+
+def test_calls_of_several_steps_end_where_something_is_due():
+    cadence = Cadence(20, log_every=3, checkpoint_every=8, sample_every=5, steps_per_call=4)
+    assert list(cadence.calls(0)) == [4, 1, 3, 2, 4, 1, 1, 4]
+    assert list(cadence.calls(7)) == list(cadence.calls(7))[:1] + list(cadence.calls(8)) == [1, 2, 4, 1, 1, 4]
+    assert list(Cadence(3, 1, 1, 0).calls(1)) == [1, 1]
+
+
+def test_several_steps_a_call_report_and_save_as_one_by_one_do():
+    """The same lines, counts and saves; only the rate is that of whole calls."""
+
+    def told(job):
+        without = {"images_per_s", "seconds"}
+        lines = {step: {k: v for k, v in values.items() if k not in without} for step, values in job.reports.items()}
+        return lines, [event for event in job.events if event.split()[0] in ("report", "save", "draw")]
+
+    options = {"skip": (1, 4, 5), "log_every": 2, "checkpoint_every": 6, "sample_every": 5}
+    several = _Job(13, **options, steps_per_call=4)
+    assert told(several) == told(_Job(13, **options))
+    assert [event for event in several.events if "dispatch" in event] == ["dispatch 0+4", "dispatch 4+1"] + [
+        f"dispatch {n}" for n in ("5+1", "6+4", "10+2", "12+1")
+    ]
+    rates = [values["images_per_s"] for values in several.reports.values()]
+    assert rates[0] == rates[1] and all(rate > 0 for rate in rates)
+    with pytest.raises(DivergedError, match=f"up to {3 + MAX_SKIPPED}"):
+        _Job(2 * MAX_SKIPPED, skip=range(3, 3 + MAX_SKIPPED), steps_per_call=7)
 
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
@@ -177,10 +209,10 @@ def test_signals_become_a_request_and_a_second_one_ends_the_process(monkeypatch)
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
         with StopRequest() as stop:
-            assert stop.name is None and not stop.after(1)
+            assert stop.name is None and not stop.after()
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)  # the launcher's echo
-            assert stop.name == "SIGTERM" and stop.after(2)
+            assert stop.name == "SIGTERM" and stop.after()
             monkeypatch.setattr(stopping, "ECHO_S", 0.0)
             monkeypatch.setattr(signal, "raise_signal", raised.append)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -198,12 +230,12 @@ def test_before_the_first_step_a_signal_ends_the_process_whatever_the_main_threa
     with StopRequest(lambda name: left.set()) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert left.wait(5)
-        assert stop.after(1)
+        assert stop.after()
     left.clear()
     with StopRequest(lambda name: left.set()) as stop:
-        assert not stop.after(1)
+        assert not stop.after()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.after(2) and not left.wait(0.2)
+        assert stop.after() and not left.wait(0.2)
 
 
 def _killed(path, began, until):

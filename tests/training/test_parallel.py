@@ -50,7 +50,7 @@ def make_batch(n, rows=slice(None)):
 
 
 @functools.cache
-def train(fsdp=1, mode="mesh", accumulate=1, devices=8):
+def train(fsdp=1, mode="mesh", accumulate=1, devices=8, calls=(1, 1, 1), most=1):
     """Three steps; returns the state, the metrics, and the compiled step with the arguments of a next call."""
     mesh, traces = parallel.make_mesh(fsdp, jax.devices()[:devices]), []
 
@@ -61,12 +61,18 @@ def train(fsdp=1, mode="mesh", accumulate=1, devices=8):
     abstract = parallel.abstract_state(init, mesh)
     state = jax.device_put(init(), jax.tree.map(lambda leaf: leaf.sharding, abstract))
     step = make_train_step(counted, OPTIMIZER, functools.partial(ema.update, decay=0.9), accumulate)
-    compiled = parallel.compile_step(step, abstract, mesh, mode)
-    history = []
-    for n in range(STEPS):
-        batch = parallel.shard_batch(make_batch(n, parallel.local_rows(mesh, ROWS)), mesh, mode)
+    done, history = 0, []
+    compiled = parallel.compile_step(step, abstract, mesh, mode, most)
+    for count in calls:
+        batches = [make_batch(n, parallel.local_rows(mesh, ROWS)) for n in range(done, done + count)]
+        if most == 1:
+            batch = parallel.shard_batch(batches[0], mesh, mode)
+        else:
+            batch = parallel.shard_batches(batches, most, mesh, mode)
         before, (state, metrics) = state, compiled(state, batch, jax.random.key(1))
-        history.append(jax.device_get(metrics))
+        metrics = {name: np.ravel(value)[:count] for name, value in metrics.items()}
+        history += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
+        done += count
     assert len(traces) == 1, "a later step compiles again"
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before)), "a second copy of the state stays in memory"
     return state, history, compiled, (state, batch, jax.random.key(1))
@@ -93,6 +99,20 @@ def test_the_numbers_do_not_depend_on_the_layout(one_device, fsdp, mode, accumul
         for a, b in zip(jax.tree.leaves(getattr(state, field)), jax.tree.leaves(getattr(expected, field)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
     assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize(("fsdp", "mode"), [(4, "mesh"), (1, "pmap")])
+def test_several_steps_a_call(one_device, fsdp, mode):
+    """The numbers of one a call, within 1e-6; and however many a call does, by the same program, the same bits."""
+    state, history, *_ = train(fsdp, mode, calls=(2, 1), most=2)
+    other, other_history, *_ = train(fsdp, mode, most=2)
+    assert history == other_history and len(history) == STEPS
+    expected, expected_history = one_device
+    for a, b, c in zip(jax.tree.leaves(state), jax.tree.leaves(other), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        np.testing.assert_allclose(a, c, atol=1e-6)
+    for metrics, reference in zip(history, expected_history, strict=True):
+        np.testing.assert_allclose(metrics["loss"], reference["loss"], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
