@@ -46,6 +46,8 @@ class TrainArguments(_Arguments):
     """With --topology: compile this step only, not for the largest batch and other settings."""
     plan_out: Path | None = None
     """With --topology: write the plans as JSON to this file."""
+    profile: int | None = None
+    """Trace so many steps, after a warm-up, into WORKDIR/profile for XProf."""
     verify_resume: int | None = None
     """Train so many steps at once, and again with a restart half-way, in folders of its own, and compare all bits."""
 
@@ -131,7 +133,7 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     def train() -> tuple[int, str]:
         from jaxdiff import training_job
 
-        return training_job.train(arguments.config, began)
+        return training_job.train(arguments.config, began, arguments.profile or 0)
 
     return processes.run(_place(arguments), "train.py", train)
 
@@ -142,6 +144,8 @@ def _check_plan(arguments: TrainArguments) -> None:
         if getattr(arguments, name) and not (arguments.dry_run and arguments.topology):
             needed = "topology" if arguments.dry_run else "dry-run"
             raise UserError(f"--{name.replace('_', '-')} needs --{needed}")
+    if arguments.profile is not None and (arguments.profile < 1 or arguments.dry_run or arguments.verify_resume):
+        raise UserError(f"--profile {arguments.profile} must be 1 or more steps of a run that trains")
 
 
 def _plan(arguments: TrainArguments) -> str:

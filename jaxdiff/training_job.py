@@ -16,13 +16,15 @@ from jaxdiff.builders import build_sample
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
 from jaxdiff.errors import RunError, UserError
+from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
 from jaxdiff.training import parallel, processes
-from jaxdiff.training.checkpoints import Checkpoints
+from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
 from jaxdiff.training.data import Batch, Batches
 from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Cadence, run
+from jaxdiff.training.profiling import Profile
 from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import TrainState
@@ -33,12 +35,13 @@ from jaxdiff.workdir import check_workdir, owned
 COLUMNS = 8  # of the picture grids
 
 
-def train(config: Config, began: float) -> tuple[int, str]:
+def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
     """Runs a config to its end, from where its workdir got to, or until a signal asks to stop.
 
     Args:
       config: valid, with a workdir.
       began: when the process did, in `time.time` seconds.
+      profile: steps to trace, if any.
 
     Returns:
       The exit code and the closing line: 0 (done) or 75 (stopped, everything saved).
@@ -61,7 +64,7 @@ def train(config: Config, began: float) -> tuple[int, str]:
             with owned(Path(config.workdir)) as workdir:
                 if jax.process_index() == 0:
                     check_workdir(config, workdir)
-                return _train(config, program, workdir, began, stop)
+                return _train(config, program, workdir, began, stop, profile)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -76,7 +79,9 @@ def train(config: Config, began: float) -> tuple[int, str]:
             raise RunError(f"{where}: {reason(error)}; {remedy(error)} and run the same command again") from error
 
 
-def _train(config: Config, program: Program, workdir: Path, began: float, stop: StopRequest) -> tuple[int, str]:
+def _train(
+    config: Config, program: Program, workdir: Path, began: float, stop: StopRequest, profile: int
+) -> tuple[int, str]:
     train, source, leads = config.train, program.source, jax.process_index() == 0
     processes.barrier("the workdir is process 0's")
     with contextlib.ExitStack() as stack:
@@ -112,9 +117,19 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
             about |= {"fingerprint": source.fingerprint, "skipped": skipped}
             checkpoints.save(state, {**about, "seconds": clock.totals()})
 
+        step = program.step
+        if profile:
+            trace = Profile(workdir / "profile", -(-profile // train.steps_per_call), report)
+            step = stack.enter_context(contextlib.closing(trace)).wrap(step)
+        utilisation = Utilisation(config, program)
+
+        def write(step: int, values: dict[str, Any]) -> None:
+            if log:
+                log.write(step, {**values, **utilisation(values["images_per_s"])})
+
         state, done = run(
             state,
-            program.step,
+            step,
             placed,
             program.keys["train"],
             cadence=cadence,
@@ -122,7 +137,7 @@ def _train(config: Config, program: Program, workdir: Path, began: float, stop: 
             clock=clock,
             save=save,
             draw=draw,
-            report=log.write if log else lambda step, values: None,
+            report=write,
             show=progress.update if progress else lambda step, loss, rate: None,
             stop=lambda step: stop.after(),
             skipped=meta.get("skipped", 0),

@@ -1,5 +1,7 @@
 """train.py and sample.py end to end, in process, with a network of some hundred parameters on 4x4 images."""
 
+import collections
+import contextlib
 import json
 import os
 import signal
@@ -120,6 +122,38 @@ def test_a_run_in_two_pieces_ends_in_the_same_bits(trained, config, tmp_path):
     assert _same_bits(tmp_path, trained)
 
 
+@contextlib.contextmanager
+def _compilations():
+    """How often programs were handed to the compiler (or its cache), by name."""
+    counts = collections.Counter()
+
+    def listen(event, duration, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[about["fun_name"]] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counts
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_a_job_compiles_each_program_once_and_traces_steps_if_asked(config, tmp_path, capsys):
+    """Started or resumed, over checkpoints and pictures; the step is none of the programs that run but once."""
+    options = ("--train.sample-every", "1", "--train.checkpoint-every", "3")
+    with _compilations() as counts:
+        assert _train(config, tmp_path, *options, "--train.steps", "4", "--profile", "1") == 0
+    assert [counts[f"jit({name})"] for name in ("init", "step", "run")] == [1, 1, 1], counts
+    said = capsys.readouterr()
+    assert f"profile: a trace of 1 calls is in {tmp_path / 'profile'}" in said.err
+    assert len(list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))) == 1
+    with _compilations() as counts:
+        assert _train(config, tmp_path, *options, "--train.steps", "6", "--profile", "5") == 0
+    assert [counts[f"jit({name})"] for name in ("init", "step", "run")] == [0, 1, 1], counts
+    assert "nothing traced" in capsys.readouterr().err
+    assert "mfu" not in (tmp_path / "metrics.jsonl").read_text()  # nobody publishes a peak of this CPU
+
+
 def test_a_run_stopped_by_a_signal_saves_says_so_and_goes_on(trained, config, tmp_path, capsys, monkeypatch):
     update = logs.Progress.update
 
@@ -213,6 +247,7 @@ def test_checkpoints_without_their_config_are_refused(config, tmp_path, capsys):
         (["digits", "--train.steps", "many"], ["--train.steps", "many"]),
         (["digits", "--parallel.mode", "xmap"], ["--parallel.mode", "mesh", "pmap"]),
         (["digits", "--train.steps"], ["--train.steps"]),
+        (["digits", "--profile", "0"], ["--profile 0", "1 or more"]),
         (["digits", "cifar10"], ["cifar10"]),
         (["digits", "--diffusion.zero-snr", "True"], ["zero_snr", "v or x_0"]),
         (["{config}", "--train.batch_size", "12"], ["batch_size=12", "8 devices"]),
@@ -251,7 +286,7 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(trained, config, tmp_pa
 def test_the_default_config_and_workdir(monkeypatch):
     """`uv run train.py` alone, up to the job itself."""
     asked = []
-    monkeypatch.setattr(training_job, "train", lambda config, began: asked.append(config) or (0, "done"))
+    monkeypatch.setattr(training_job, "train", lambda config, began, profile: asked.append(config) or (0, "done"))
     assert cli.train_main([]) == 0
     assert asked[0].data.name == "digits" and asked[0].workdir == "runs/digits"
 

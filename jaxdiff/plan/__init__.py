@@ -14,6 +14,7 @@ from jaxdiff.plan.memory import Memory, step_memory
 from jaxdiff.plan.planning import Change, Plan, plan, plans
 from jaxdiff.plan.report import describe, plan_text, plans_json
 from jaxdiff.plan.roofline import Roofline, roofline
+from jaxdiff.plan.utilisation import Utilisation, peak_flops
 
 __all__ = [
     "CHIPS",
@@ -26,11 +27,13 @@ __all__ = [
     "Plan",
     "Roofline",
     "Topology",
+    "Utilisation",
     "collectives",
     "count_flops",
     "describe",
     "largest_batch",
     "parse_topology",
+    "peak_flops",
     "plan",
     "plan_text",
     "plans",

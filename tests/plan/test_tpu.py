@@ -32,6 +32,10 @@ def no_records(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
+def chip_of(name):
+    return plan.parse_topology(name).chip
+
+
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "v5e:2x2@2"])
 def test_a_small_step_compiles_on_every_generation(name):
     made = plan.plan(CONFIG, name, quick=True, images=IMAGES)
@@ -41,6 +45,8 @@ def test_a_small_step_compiles_on_every_generation(name):
     summed = [sent for sent in made.compiled.collectives if sent.kind == "all-reduce"]
     assert sum(sent.bytes for sent in summed) >= 2 * made.parameters  # every gradient, in bfloat16 or float32
     assert name in plan.plan_text(made)
+    devices = topology_devices(plan.parse_topology(name))
+    assert {plan.peak_flops(device.device_kind) for device in devices} == {chip_of(name).flops / chip_of(name).devices}
 
 
 def test_what_does_not_fit_is_reported_as_such():
