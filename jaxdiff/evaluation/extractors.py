@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.errors import UserError
-from jaxdiff.interop import safetensors
+from jaxdiff.interop import names, safetensors, torch_files
 from jaxdiff.models import Classifier
 
 CLASSIFIER = Path(__file__).parent / "fashion_mnist_classifier.safetensors"
@@ -38,23 +39,41 @@ class Extractor(NamedTuple):
 
 
 def fashion_mnist_classifier(path: Path = CLASSIFIER) -> Extractor:
-    """The 96 features of the classifier that comes with jaxdiff, for grey images of 28x28.
+    """The 96 features of the classifier that comes with jaxdiff, for grey images of 28x28; or of one like it.
+
+    Args:
+      path: its weights, as scripts/train_classifier.py writes them.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: the file is damaged, or of another network.
 
     >>> extractor = fashion_mnist_classifier()
     >>> extractor.apply(extractor.params, jnp.zeros((1, 28, 28, 1), jnp.uint8))[0].shape
     (1, 96)
     """
-    tensors = safetensors.read(path)
-    params = nest({name: np.asarray(value, np.float32) for name, value in tensors.items()})
+    tensors = read_tensors(path)
     net = Classifier(10)
+    wanted = jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))["params"]
+    shapes = {name: leaf.shape for name, leaf in names.leaf_paths(wanted)}
+    if {name: value.shape for name, value in tensors.items()} != shapes:
+        raise UserError(f"{path} does not hold the classifier of scripts/train_classifier.py")
+    params = nest({name: np.asarray(value, np.float32) for name, value in tensors.items()})
 
     def apply(params: Any, images: Array) -> tuple[Array, Array]:
         return net.apply({"params": params}, images.astype(jnp.float32) / 127.5 - 1.0)  # type: ignore[return-value]
 
-    return Extractor("fashion_mnist_classifier", digest(tensors), "none", (28, 28, 1), params, apply)
+    return Extractor(path.stem, digest(tensors), "none", (28, 28, 1), params, apply)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file, or of a state dict of torch.
+
+    Raises:
+      UserError: there is no such file, or it is neither.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file; features are weights, .safetensors or .pth")
+    return safetensors.read(path) if path.suffix == ".safetensors" else torch_files.read(path)
 
 
 def digest(tensors: dict[str, np.ndarray]) -> str:
@@ -80,13 +99,3 @@ def nest(tensors: dict[str, Any]) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[leaf] = value
     return tree
-
-
-def check_shape(extractor: Extractor, shape: tuple[int, int, int]) -> None:
-    """Raises UserError where the extractor does not take images of that shape."""
-    if extractor.shape is not None and extractor.shape != shape:
-        h, w, c = shape
-        raise UserError(
-            f"{extractor.name} takes 28x28 grey images, and these are {h}x{w} with {c} channels; "
-            "its features say nothing of them"
-        )

@@ -66,11 +66,18 @@ def _parameter(tensor: Any, *rest: Any) -> Any:
     return tensor
 
 
+class _OrderedDict(dict):
+    """collections.OrderedDict; what torch hangs on it (`state_dict()._metadata`, versions of modules) is left out."""
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
 class _Reader(pickle.Unpickler):
     """An unpickler that knows dicts, tensors and storages, and refuses every other name."""
 
     _names: ClassVar[dict[tuple[str, str], Any]] = {
-        ("collections", "OrderedDict"): dict,
+        ("collections", "OrderedDict"): _OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
         ("torch._utils", "_rebuild_parameter"): _parameter,
         **{("torch", name): dtype for name, dtype in STORAGES.items()},

@@ -2,6 +2,7 @@
 
 from jaxdiff.models.autoencoder import Autoencoder as Autoencoder
 from jaxdiff.models.classifier import Classifier as Classifier
+from jaxdiff.models.inception import Inception as Inception
 from jaxdiff.models.text_encoder import TextEncoder as TextEncoder
 from jaxdiff.models.text_unet import TextUNet as TextUNet
 from jaxdiff.models.unet import UNet as UNet
