@@ -20,6 +20,7 @@ from jaxdiff.models import UNet, check
 from jaxdiff.samplers import Sampler, Trajectory, by_name, sample, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.times import time_grid
+from jaxdiff.training import parallel
 
 SCHEDULES = {
     "linear": schedules.linear,
@@ -189,7 +190,7 @@ def build_sample(
         batches = []
         for start in range(0, num, batch_size):
             at = np.minimum(start + np.arange(batch_size), num - 1)
-            portion = None if labels is None else _put(labels[at].astype(np.int32), rows)
+            portion = None if labels is None else parallel.put(labels[at].astype(np.int32), rows)
             values = (times, np.float32(sampling.eta or 0), np.float32(sampling.guidance))
             batches.append(whole(run(params, key, np.int32(first + start), portion, *values)))
         if trajectory:
@@ -198,11 +199,6 @@ def build_sample(
         return np.concatenate(batches)[:num]
 
     return draw
-
-
-def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
-    """A global array of which every process holds the whole; `jax.device_put` would have them compare it first."""
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def whole(tree: Any) -> Any:

@@ -100,12 +100,12 @@ def train_main(argv: Sequence[str] | None = None, began: float | None = None) ->
       began: when the process did, in `time.time` seconds, for its account of wall time; now unless given.
     """
     began = time.time() if began is None else began
-    return _exit_code("train.py", lambda: _train(list(sys.argv[1:] if argv is None else argv), began))
+    return exit_code("train.py", lambda: _train(list(sys.argv[1:] if argv is None else argv), began))
 
 
 def sample_main(argv: Sequence[str] | None = None) -> int:
     """`sample.py WORKDIR [--option value ...]`; returns the exit code: 0 done, 1 corrupt, 2 wrong input."""
-    return _exit_code("sample.py", lambda: _sample(list(sys.argv[1:] if argv is None else argv)))
+    return exit_code("sample.py", lambda: _sample(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _train(argv: list[str], began: float) -> tuple[int, str]:
@@ -225,7 +225,7 @@ def _first_words(box: str) -> str:
     return message.strip() or "wrong arguments; see --help"
 
 
-def _exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
+def exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
     """Runs body and prints its last line, or one line that says what went wrong."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with a traceback, what it then raises
     try:

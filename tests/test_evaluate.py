@@ -1,5 +1,6 @@
-"""`python -m jaxdiff.evaluate` end to end, in process, on a run of one step with a tiny network."""
+"""`python -m jaxdiff.evaluate` end to end, in process, on runs of a tiny network."""
 
+import dataclasses
 import json
 import struct
 
@@ -7,20 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from jaxdiff import cli, evaluate
+import jaxdiff as jd
+from jaxdiff import cli, evaluate, evaluation_job
+from jaxdiff.builders import build_model, build_schedule
+from jaxdiff.config import Config, Data, Diffusion, Model, Sampling
+from jaxdiff.config_files import read_run, to_json
 from jaxdiff.evaluation import frechet_distance
+from jaxdiff.evaluation.extractors import fashion_mnist_classifier
+from jaxdiff.evaluation.likelihood import bound_bits, flow_bits
 from jaxdiff.evaluation.moments import Gaussian
+from jaxdiff.training.checkpoints import Checkpoints, restore
+from jaxdiff.training.optimizer import make_optimizer
+from jaxdiff.training.sources import open_dataset
+from jaxdiff.training.state import init_state
 
-CONFIG = """
-from jaxdiff.config import *
-config = Config(
-    data=Data(name="fashion_mnist", path={path!r}),
-    model=Model(patch=4, channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=10),
-    train=Train(steps=1, batch_size=8, log_every=1, sample_every=0),
-    sampling=Sampling(steps=2),
-)
-"""
+TINY = Model(patch=4, channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=10)
 
 
 def write_idx(path, array):
@@ -28,28 +32,41 @@ def write_idx(path, array):
     path.write_bytes(magic + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes())
 
 
+def save_run(workdir, config, shape):
+    """What training for 0 steps would leave."""
+    inputs = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32) if config.model.num_classes else None
+    params = jax.jit(build_model(config, shape[-1]).init)(jax.random.key(0), *inputs)["params"]
+    params = jax.tree.map(lambda p: p + 0.01, params)  # a new network predicts zero
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(
+            init_state(params, make_optimizer(**vars(config.optimizer))), {"shape": list(shape)}, wait=True
+        )
+    (workdir / "config.json").write_text(to_json(config))
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The workdir of a run on 200 grey images of 28x28; 100 more are the test split."""
+    """A run on 200 grey images of 28x28; 100 more are the test split."""
     folder = tmp_path_factory.mktemp("idx")
     rng = np.random.default_rng(0)
     for name, n in (("train", 200), ("t10k", 100)):
         write_idx(folder / f"{name}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
         write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(n) % 10)
-    (folder / "tiny.py").write_text(CONFIG.format(path=str(folder)))
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {option: getattr(jax.config, option) for option in options}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        workdir = tmp_path_factory.mktemp("runs") / "tiny"
-        assert cli.train_main([str(folder / "tiny.py"), "--workdir", str(workdir)]) == 0
-        yield workdir
+        diffusion, sampling = Diffusion(num_steps=20), Sampling(steps=2)
+        data = Data(name="fashion_mnist", path=str(folder))
+        config = Config(data=data, model=TINY, diffusion=diffusion, sampling=sampling)
+        yield save_run(tmp_path_factory.mktemp("runs"), config, (28, 28, 1))
     for option, value in before.items():
         jax.config.update(option, value)
 
 
-def scores(run):
-    return json.loads((run / "evaluation" / "scores.json").read_text())["scores"]
+def scores(run, kind="scores"):
+    return json.loads((run / "evaluation" / "scores.json").read_text())[kind]
 
 
 def command(run, *options):
@@ -66,9 +83,9 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert (run / "evaluation" / "fid.png").stat().st_size > 0
 
     drawn = []
-    plain = evaluate.build_sample
+    plain = evaluation_job.build_sample
     monkeypatch.setattr(
-        evaluate, "build_sample", lambda config, cell, *rest: drawn.append(cell) or plain(config, cell, *rest)
+        evaluation_job, "build_sample", lambda config, cell, *rest: drawn.append(cell) or plain(config, cell, *rest)
     )
     assert command(run, "--steps", "2,3", "--sampler", "euler,ddim") == 0  # what is there is not drawn again
     assert [(cell.sampler, cell.steps) for cell in drawn] == [("euler", 2), ("euler", 3), ("ddim", 3)]
@@ -81,8 +98,8 @@ def test_samples_are_those_of_sample_py(run, tmp_path):
     assert command(run, "--steps", "2") == 0
     out = tmp_path / "samples.npz"
     assert cli.sample_main([str(run), "--num", "100", "--steps", "2", "--batch-size", "64", "--out", str(out)]) == 0
-    extractor = evaluate.fashion_mnist_classifier()
-    data = evaluate.open_dataset("fashion_mnist", json.loads((run / "config.json").read_text())["data"]["path"])
+    extractor = fashion_mnist_classifier()
+    data = open_dataset("fashion_mnist", json.loads((run / "config.json").read_text())["data"]["path"])
 
     def gaussian(images):
         features = np.asarray(extractor.apply(extractor.params, jnp.asarray(images))[0], np.float64)
@@ -101,11 +118,16 @@ def test_samples_are_those_of_sample_py(run, tmp_path):
         (("--metrics", "kid"), "2000..200"),
         (("--num", "201"), "100..200"),
         (("--steps", "2,x"), "whole numbers"),
-        (("--steps", "2000"), "at most 1000"),
+        (("--steps", "2000"), "at most 20"),
         (("--sampler", "dimm"), "one of"),
         (("--eta", "0.5", "--sampler", "heun"), "means nothing to heun"),
         (("--batch-size", "0"), "at least 1"),
         (("--data-path", "/nowhere"), "/nowhere"),
+        (("--features", "/nowhere.pth"), "/nowhere.pth is no file"),
+        (("--features", "nowhere:features"), "No module named 'nowhere'"),
+        (("--features", "json:loads"), "--features json:loads: TypeError"),
+        (("--metrics", "bpd", "--bits-num", "101"), "2..100"),
+        (("--test-path", "/nowhere"), "/nowhere"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(run, capsys, options, right):
@@ -114,6 +136,74 @@ def test_wrong_input_is_one_line_and_code_2(run, capsys, options, right):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and right in error
     assert sorted(run.rglob("*")) == before
+
+
+def images_of_test_split(run, n):
+    """The first n test images in the order of the command."""
+    source = open_dataset("fashion_mnist", read_run(run).data.path, "test")
+    return source.gather(np.random.Generator(np.random.Philox(0)).permutation(100)[:n])
+
+
+def network(run):
+    params, model = restore(run).ema_params, build_model(read_run(run), 1)
+    return lambda x_t, t, cond: model.apply({"params": params}, x_t, t, cond)
+
+
+def test_bits_of_test_images_are_those_of_the_functions(run, capsys, monkeypatch):
+    """The first test images in the order of the command, their own classes, noise by (seed, i); in two batches."""
+    assert command(run, "--metrics", "bpd", "--bits-num", "10", "--batch-size", "8") == 0
+    out = capsys.readouterr().out
+    (found,) = json.loads((run / "evaluation" / "scores.json").read_text())["bits"]
+    assert f"{found['value']:.4g} ± " in out and "10 images of fashion_mnist, split test" in out
+    assert (found["kind"], found["evaluations"], found["n"]) == ("bpd", 20, 10)
+
+    batch, schedule = images_of_test_split(run, 10), build_schedule(read_run(run))
+    denoise = jd.as_denoiser(network(run), schedule=schedule, cond=jnp.asarray(batch["label"]))
+    denoise = jd.static_threshold(denoise, schedule=schedule)
+    bits = bound_bits(jd.sample_keys(jax.random.key(0), 10), denoise, jnp.asarray(batch["image"]), schedule)
+    assert found["value"] == pytest.approx(float(bits.mean()), rel=1e-5)
+    assert found["error"] == pytest.approx(float(bits.std(ddof=1)) / 10**0.5, rel=1e-4)
+
+    monkeypatch.setattr(evaluation_job, "build_bits", None)  # not measured again
+    assert command(run, "--metrics", "bpd", "--bits-num", "10") == 0
+
+
+@pytest.mark.slow
+def test_bits_by_the_flow_are_those_of_each_image_alone(run):
+    """Every image with its own class, though the solver takes them by themselves."""
+    assert command(run, "--metrics", "bpd_flow", "--bits-num", "3", "--batch-size", "2") == 0
+    (found,) = [row for row in scores(run, "bits") if row["kind"] == "bpd_flow"]
+    config, batch = read_run(run), images_of_test_split(run, 3)
+    predict, schedule = network(run), jd.schedules.interpolate(build_schedule(config))
+    keys, values = jd.sample_keys(jax.random.key(0), 3), []
+    for i in range(3):
+        denoise = jd.as_denoiser(predict, schedule=schedule, cond=jnp.asarray(batch["label"][i : i + 1]))
+        image = jnp.asarray(batch["image"][i : i + 1])
+        values.append(float(flow_bits(keys[i : i + 1], denoise, image, schedule)[0]))
+    assert found["value"] == pytest.approx(np.mean(values), rel=1e-3)
+
+
+def write_photos(folder, n, seed):
+    folder.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{i:03}.png")
+    return str(folder)
+
+
+def test_colour_images_with_a_function_of_ones_own(run, tmp_path, capsys):
+    """A folder of images, another one as the test images, and features from a module in the current folder."""
+    config = Config(
+        data=Data(name="folder"), model=dataclasses.replace(TINY, num_classes=0), sampling=Sampling(steps=2)
+    )
+    workdir = save_run(tmp_path, config, (8, 8, 3))
+    photos = ("--data-path", write_photos(tmp_path / "photos", 100, 0))
+    assert command(workdir, *photos) == 2
+    assert "these are 8x8x3; give --features FILE" in capsys.readouterr().err
+    others = ("--test-path", write_photos(tmp_path / "others", 100, 1))
+    assert command(workdir, *photos, *others, "--metrics", "fid", "--features", "tests.toy_features:features") == 0
+    assert "features: means 1" in capsys.readouterr().out
+    floor, cell = scores(workdir)
+    assert floor["what"] == "test" and floor["values"]["fid"] < cell["values"]["fid"]
 
 
 def test_no_run(tmp_path, capsys):

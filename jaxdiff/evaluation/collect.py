@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxdiff.evaluation import inception_score, moments
 from jaxdiff.evaluation.extractors import Extractor
 from jaxdiff.evaluation.sliced_wasserstein import directions, project
+from jaxdiff.training.parallel import put
 
 DIRECTIONS = 256
 """Random directions of the sliced Wasserstein distance, the same for every set."""
@@ -49,26 +50,31 @@ class Collector:
       extractor: of the features.
       shape: (h, w, c) of every image.
       batch_size: images at a time, rounded up to a multiple of the devices.
-      mesh: the devices. Every process of it must give the same images; sums are global.
+      mesh: the devices. Every process of it gives the same images, and gets the same numbers.
     """
 
     def __init__(self, extractor: Extractor, shape: tuple[int, int, int], batch_size: int, mesh: Mesh):
-        self._extractor = extractor
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._rows = NamedSharding(mesh, P(mesh.axis_names))
+        copies = NamedSharding(mesh, P())
         u = directions(jax.random.key(0, impl="threefry2x32"), int(np.prod(shape)), DIRECTIONS)
-        self._directions = np.asarray(u)
+        self._directions = put(np.asarray(u), copies)
+        self._params = jax.tree.map(lambda x: put(np.asarray(x), copies), extractor.params)
 
         def add(
-            params: object, u: Array, state: _State, images: UInt8[Array, "b h w c"], weight: Float[Array, " b"]
-        ) -> tuple[_State, Array, Array]:
-            features, logits = extractor.apply(params, images)
+            u: Array,
+            state: _State,
+            images: UInt8[Array, "b h w c"],
+            features: Float[Array, "b d"],
+            logits: Float[Array, "b classes"],
+            weight: Float[Array, " b"],
+        ) -> tuple[_State, Array]:
             projections = project(images.astype(jnp.float32) / 127.5 - 1.0, u)
             new = moments.add(state[0], features, weight), inception_score.add(state[1], logits, weight)
-            return new, features, projections
+            return new, projections
 
-        self._add = jax.jit(add, out_shardings=NamedSharding(mesh, P()))
-        self._apply = jax.jit(extractor.apply, out_shardings=NamedSharding(mesh, P()))
+        self._add = jax.jit(add, out_shardings=copies)
+        self._apply = jax.jit(extractor.apply, out_shardings=(copies, self._rows))
 
     def collect(self, batches: Iterable[UInt8[np.ndarray, "b h w c"]], keep: int) -> Collected:
         """One pass over batches, of `batch_size` images each but the last.
@@ -85,13 +91,12 @@ class Collector:
             n = len(images)
             padded = np.concatenate([images, np.zeros((self.batch_size - n, *images.shape[1:]), np.uint8)])
             weight = (np.arange(self.batch_size) < n).astype(np.float32)
-            placed = jax.device_put(padded, self._rows)
+            placed = put(padded, self._rows)
+            found, logits = self._apply(self._params, placed)
             if state is None:
-                found, logits = self._apply(self._extractor.params, placed)
                 shift = jnp.asarray(np.asarray(found)[:n].mean(axis=0))
-                state = moments.init(shift), inception_score.init(logits.shape[1])
-            weights = jax.device_put(weight, self._rows)
-            state, found, projected = self._add(self._extractor.params, self._directions, state, placed, weights)
+                state = jax.tree.map(np.asarray, (moments.init(shift), inception_score.init(logits.shape[1])))
+            state, projected = self._add(self._directions, state, placed, found, logits, put(weight, self._rows))
             left = max(0, min(keep - seen, n))
             features.append(np.asarray(found)[:left])
             projections.append(np.asarray(projected)[:left])

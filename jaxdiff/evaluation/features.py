@@ -1,4 +1,4 @@
-"""Which features images are measured with: those that were asked for, or the ones that come with jaxdiff, if they fit."""
+"""Which features images are measured with: those asked for, or the ones that come with jaxdiff, if they fit."""
 
 import importlib
 import os
@@ -37,9 +37,7 @@ def choose(text: str | None, shape: tuple[int, int, int]) -> Extractor:
     h, w, c = shape
     if extractor.shape not in (None, shape) or c not in (1, 3):
         own = "any with 1 or 3 channels" if extractor.shape is None else "x".join(map(str, extractor.shape))
-        raise UserError(
-            f"the features of {extractor.name} take images of {own}, and these are {h}x{w}x{c}; {_CHOICES}"
-        )
+        raise UserError(f"the features of {extractor.name} take images of {own}, and these are {h}x{w}x{c}; {_CHOICES}")
     return extractor
 
 

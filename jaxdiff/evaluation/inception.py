@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
-from jaxdiff.errors import UserError
 from jaxdiff.evaluation.extractors import Extractor, digest, read_tensors
 from jaxdiff.interop import names
 from jaxdiff.models import Inception
@@ -63,7 +62,11 @@ def folded(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name, value in tensors.items():
         module, conv, last = name.rpartition(".conv.")
         norm = {part: tensors.get(f"{module}.bn.{part}") for part in ("weight", "bias", "running_mean", "running_var")}
-        if conv and last == "weight" and all(part is not None and part.shape == value.shape[:1] for part in norm.values()):
+        if (
+            conv
+            and last == "weight"
+            and all(part is not None and part.shape == value.shape[:1] for part in norm.values())
+        ):
             gamma, beta, mean, var = (np.asarray(part, np.float64) for part in norm.values())
             scale = gamma / np.sqrt(var + _EPSILON)
             kernel = np.asarray(value, np.float64) * scale.reshape(-1, *[1] * (value.ndim - 1))

@@ -17,6 +17,12 @@ METRICS = {  # name: does less mean better
 }
 
 
+LIKELIHOODS = {  # of images under the model, not of samples
+    "bpd": "at most, by the variational bound: {evaluations} network evaluations an image",
+    "bpd_flow": "by the probability-flow ODE: uniform dequantisation, Hutchinson's estimate, tolerance 1e-4",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """What sets of images are measured against, and with which features."""
@@ -67,9 +73,55 @@ class Score:
     """By metric; kid_error is the standard error of kid."""
 
 
-def identity(score: Score) -> tuple[object, ...]:
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """Bits per dimension of n images under the run's weights, conditional on their classes if it has classes."""
+
+    what: str
+    """The run's weights: their digest."""
+    step: int
+    """Training step of the weights."""
+    ema: float
+    """Decay of the average."""
+    kind: str
+    """One of LIKELIHOODS."""
+    evaluations: int
+    """Network evaluations an image, 0 where the solver decides."""
+    data: str
+    """Name of the data set."""
+    split: str
+    """Its part."""
+    resize: str
+    """How the data was brought to the model's size."""
+    digest: str
+    """SHA-256, 16 digits, of the images' fingerprint and all the above."""
+    seed: int
+    """Of noise and dequantisation."""
+    n: int
+    """Images measured."""
+    value: float = 0.0
+    """The mean over images."""
+    error: float = 0.0
+    """Its standard error."""
+
+
+def bits_line(bits: Bits) -> str:
+    """What a reader must know of the number.
+
+    >>> bits_line(Bits("w", 500, 0.99, "bpd", 1000, "digits", "test", "data none", "d", 0, 64, 3.5, 0.25))[:58]
+    '3.5 ± 0.25 bits per dimension at most, by the variational b'
+    """
+    how = LIKELIHOODS[bits.kind].format(evaluations=bits.evaluations)
+    return (
+        f"{bits.value:.4g} ± {bits.error:.2g} bits per dimension {how}; {bits.n} images of {bits.data}, split "
+        f"{bits.split} ({bits.digest}, {bits.resize}), seed {bits.seed}; weights {bits.what} of step {bits.step}, "
+        f"EMA {bits.ema}."
+    )
+
+
+def identity(score: Score | Bits) -> tuple[object, ...]:
     """All that decides the numbers: two scores with the same identity are the same measurement."""
-    skip = ("images_per_s", "values")
+    skip = ("images_per_s", "values", "value", "error")
     return tuple(value for name, value in vars(score).items() if name not in skip)
 
 

@@ -31,7 +31,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch 299 299 3"]) -> tuple[Float[Array, "batch 2048"], Array]:
-        """Images in [-1, 1] to features and the logits of 1008 classes, without bias as the Inception score has them."""
+        """Images in [-1, 1] to features, and the logits of 1008 classes without bias (Inception score)."""
         x = self._conv(x, "Conv2d_1a_3x3", 32, 3, 2, "VALID")
         x = self._conv(x, "Conv2d_2a_3x3", 32, 3, 1, "VALID")
         x = self._conv(x, "Conv2d_2b_3x3", 64, 3)

@@ -7,7 +7,8 @@ import pytest
 
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.collect import Collector
-from jaxdiff.evaluation.extractors import Extractor, check_shape, fashion_mnist_classifier
+from jaxdiff.evaluation.extractors import Extractor, fashion_mnist_classifier
+from jaxdiff.evaluation.features import choose
 from jaxdiff.training.parallel import make_mesh
 from jaxdiff.training.sources import open_dataset
 
@@ -47,8 +48,8 @@ def test_no_images():
 def test_classifier_is_the_published_one_and_small():
     extractor = fashion_mnist_classifier()
     assert extractor.digest == "26daa837a5db049c"  # numbers measured with other weights compare with nothing
-    with pytest.raises(UserError, match="32x32 with 3 channels"):
-        check_shape(extractor, (32, 32, 3))
+    with pytest.raises(UserError, match="take images of 28x28x1, and these are 32x32x3; give --features FILE"):
+        choose(None, (32, 32, 3))
 
 
 def test_classifier_accuracy_on_the_test_split():

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from jaxdiff import cli
+from jaxdiff import cli, evaluate, evaluation_job
 from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.config_files import load, read_run, refuse_other_run
 from jaxdiff.convert import main
@@ -19,6 +19,7 @@ from jaxdiff.interop.diffusers import abstract_params
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
+from tests.evaluation.test_inception import write_weights
 
 ROOT = Path(__file__).parent.parent / "fixtures" / "interop"
 
@@ -74,6 +75,23 @@ def test_training_goes_on_from_an_imported_run(tmp_path):
     assert int(state.step) == 2
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(found.params), strict=True):
         assert 0 < np.abs(np.asarray(ours) - theirs).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_imported_run_is_evaluated_with_the_features_of_fid(tmp_path, capsys, monkeypatch):
+    """Any folder of colour images of the model's size, and a file of Inception's weights (here random ones)."""
+    workdir, photos = tmp_path / "run", tmp_path / "photos"
+    assert main([str(ROOT / "defaults"), str(workdir)]) == 0
+    photos.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    monkeypatch.setattr(evaluation_job, "LEAST", 16)
+    options = ["--data-path", str(photos), "--metrics", "fid", "--num", "16", "--batch-size", "16"]
+    weights = str(write_weights(tmp_path / "inception.safetensors"))
+    assert evaluate.main([str(workdir), *options, "--steps", "2", "--sampler", "ddim", "--features", weights]) == 0
+    said = capsys.readouterr()
+    assert "| ddim | 2 | 2 |" in said.out and "features: inception-2015-12-05" in said.out
+    assert "no floor: data.split: test: a folder of images has one split" in said.err
 
 
 def test_config_py_is_the_run_s_config(tmp_path):

@@ -6,6 +6,7 @@ Time limits are counted from the blow to the end of the survivors: ten seconds a
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -313,6 +314,31 @@ def test_samples_of_two_processes_are_those_of_one(pair, tmp_path):
     (two, labels), (one, same_labels) = draw(2, 2), draw(1, 1)
     assert two.shape == (7, 4, 4, 1) and labels == same_labels
     assert np.abs(two - one).max() <= 1 and len({image.tobytes() for image in two}) == 7
+
+
+@pytest.mark.slow
+def test_scores_of_two_processes_are_those_of_one(pair, tmp_path):
+    """Of the same samples and the same test images; 130 of them, which no number of devices divides."""
+    pixels = np.random.default_rng(1).integers(0, 256, (140, 4, 4), np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    photos = ["--data-path", str(tmp_path / "photos"), "--test-path", str(tmp_path / "photos")]
+    numbers = ["--num", "130", "--bits-num", "5", "--batch-size", "48", "--features", "tests.toy_features:features"]
+
+    def measure(n, devices):
+        run = Path(shutil.copytree(pair[1], tmp_path / f"run{n}"))
+        options = [str(run), "--metrics", "fid,recall,is,sw,bpd", *photos, *numbers]
+        job = Job(tmp_path / f"of{n}", n, devices, ["-m", "jaxdiff.evaluate"], options)
+        assert job.wait() == [0] * n, [job.text(i) for i in range(n)]
+        assert all(("bits per dimension" in job.text(i, "out")) == (i == 0) for i in range(n))
+        content = json.loads((run / "evaluation" / "scores.json").read_text())
+        assert [score["what"] == "test" for score in content["scores"]] == [True, False]
+        return [*(score["values"] for score in content["scores"]), {"bpd": content["bits"][0]["value"]}]
+
+    for two, one in zip(measure(2, 2), measure(1, 1), strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-6)  # float32 features, in batches of other sizes
 
 
 @pytest.mark.slow

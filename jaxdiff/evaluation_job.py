@@ -1,0 +1,278 @@
+"""Measuring a run: samples against its data, cell by cell, and its data's bits under it; all processes together."""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import track
+
+from jaxdiff import pictures, samplers
+from jaxdiff.builders import build_model, build_sample
+from jaxdiff.config import Config, Sampling, validate
+from jaxdiff.config_files import read_run
+from jaxdiff.errors import UserError
+from jaxdiff.evaluation.chart import chart
+from jaxdiff.evaluation.collect import Collected, Collector
+from jaxdiff.evaluation.extractors import digest
+from jaxdiff.evaluation.features import choose
+from jaxdiff.evaluation.measure import BLOCK, measure
+from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
+from jaxdiff.likelihood_job import build_bits
+from jaxdiff.score_file import ScoreFile
+from jaxdiff.training import processes
+from jaxdiff.training.checkpoints import restore_with_meta
+from jaxdiff.training.parallel import make_mesh
+from jaxdiff.training.sources import Source, open_dataset
+
+LEAST = 100
+"""Samples of which distances are measured at all."""
+
+
+class Evaluation:
+    """One command: everything is checked when it is made, and measured by `run`.
+
+    Several processes make and run the same one; process 0 alone writes and speaks.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self._arguments = arguments
+        self._config = config = read_run(arguments.workdir)
+        self._data = dataclasses.replace(config.data, name=arguments.data_name or config.data.name)
+        names = _metrics(arguments.metrics)
+        self._metrics = [name for name in names if name in METRICS]
+        self._kinds = [name for name in names if name in LIKELIHOODS]
+        self._cells = _cells(config, arguments)
+        if arguments.batch_size < 1 or not 0 <= arguments.seed < 2**32:
+            raise UserError(f"--batch-size must be at least 1, and --seed lie in 0..{2**32 - 1}")
+        self._mesh = make_mesh()
+        self._batch_size = -(-arguments.batch_size // self._mesh.size) * self._mesh.size
+        if self._metrics:
+            self._check_metrics()
+        self._test = self._test_images()
+        if self._kinds:
+            self._check_likelihoods(self._test)
+        self._out = arguments.workdir / "evaluation"
+        self._file = ScoreFile(self._out / "scores.json")
+        asked = {name: str(value) for name, value in vars(arguments).items()}
+        processes.agree({**asked, "scores.json": self._file.digest()})
+
+    def _check_metrics(self) -> None:
+        self._train = self._open("train", self._arguments.data_path)
+        self._extractor = choose(self._arguments.features, self._train.shape)
+        num, least = self._arguments.num, 2 * BLOCK if "kid" in self._metrics else LEAST
+        if not least <= num <= len(self._train):
+            raise UserError(
+                f"--num {num} must lie in {least}..{len(self._train)}: KID takes {2 * BLOCK} at least, "
+                "and there are no more training images to compare with"
+            )
+
+    def _check_likelihoods(self, test: Source | None) -> None:
+        kind, num, classes = self._kinds[0], self._arguments.bits_num, self._config.model.num_classes
+        if test is None:
+            raise UserError(f"{kind} is of test images, and there are none: give --test-path")
+        if not 2 <= num <= len(test):
+            raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
+        if classes and classes != test.num_classes:
+            raise UserError(f"{kind}: the model has {classes} classes, and the test images have {test.num_classes}")
+        if "bpd_flow" in self._kinds and not importlib.util.find_spec("diffrax"):
+            raise UserError("bpd_flow needs the package diffrax: uv sync --extra ode")
+
+    def _open(self, split: str, path: str | None) -> Source:
+        data = self._data
+        path = path or (None if self._arguments.data_name else data.path)
+        return open_dataset(data.name, path, split, data.resize, data.on_error)
+
+    def _test_images(self) -> Source | None:
+        """The test split, or what --test-path names; a folder has no splits."""
+        given = self._arguments.test_path
+        split = "train" if given and self._data.name == "folder" else "test"
+        try:
+            return self._open(split, given or self._arguments.data_path)
+        except UserError as error:
+            if given or self._kinds:
+                raise
+            self._say(f"no floor: {error}")
+            return None
+
+    def run(self) -> str:
+        """Measures what is not yet in scores.json; returns the table, and a line for the bits."""
+        copies = NamedSharding(self._mesh, PartitionSpec())
+        state, meta = restore_with_meta(self._arguments.workdir, sharding=copies)
+        for source in (self._train if self._metrics else None, self._test):
+            if source is not None and list(source.shape) != meta.get("shape"):
+                raise UserError(f"the run's images are {meta.get('shape')}, and the data's {list(source.shape)}")
+        leaves = jax.tree_util.tree_leaves_with_path(state.ema_params)
+        weights = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+        about = weights, int(state.step), self._config.train.ema_decay
+        parts = [self._compare(state.ema_params, about)] if self._metrics else []
+        if self._test is not None:
+            parts += [bits_line(self._likelihood(state.ema_params, about, kind, self._test)) for kind in self._kinds]
+        text = "\n".join(part.rstrip("\n") for part in parts)
+        if jax.process_index() == 0:
+            pictures.write_whole(self._out / "table.md", f"{text}\n".encode())
+        return text
+
+    def _compare(self, params: Any, about: tuple[str, int, float]) -> str:
+        """The table of samples against the reference."""
+        reference = self._reference()
+        collector = Collector(self._extractor, self._train.shape, self._batch_size, self._mesh)
+        real: Collected | None = None
+
+        def measured(score: Score, cell: Sampling | None) -> Score:
+            nonlocal real
+            known = self._file.find(score) or score
+            missing = [name for name in self._metrics if name not in known.values]
+            if missing:
+                real = real or self._collect(collector, self._train, len(self._train), "reference")
+                found, speed = self._draw(collector, cell, params) if cell else (self._floor_images(collector), 0.0)
+                values = {**known.values, **measure(real, found, missing)}
+                known = dataclasses.replace(score, images_per_s=speed, values=values)
+                self._file.put(known)
+            return known
+
+        floor = self._floor(reference)
+        floor = measured(floor, None) if floor else None
+        scores = [measured(self._score(cell, about, reference), cell) for cell in self._cells]
+        if "fid" in self._metrics and jax.process_index() == 0:
+            pictures.write_png(self._out / "fid.png", _chart(scores, floor))
+        return table(scores, floor)
+
+    def _reference(self) -> Reference:
+        extractor, data = self._extractor, self._data
+        resize = f"data {data.resize or 'none'}, features {extractor.resize}"
+        about = (data.name, "train", len(self._train), resize, f"{extractor.name} {extractor.digest}")
+        return Reference(*about, _sha256(f"{self._train.fingerprint} {self._arguments.num} {about}"))
+
+    def _floor(self, reference: Reference) -> Score | None:
+        """The test images in the place of samples; None where there are too few for the same n."""
+        if self._test is None:
+            return None
+        if len(self._test) < self._arguments.num:
+            self._say(f"no floor: {len(self._test)} test images, fewer than --num {self._arguments.num}")
+            return None
+        return Score("test", 0, 0.0, "", 0, 0, 1.0, "", 0, self._arguments.num, reference, 0.0, {})
+
+    def _score(self, sampling: Sampling, about: tuple[str, int, float], reference: Reference) -> Score:
+        method = samplers.by_name(sampling.sampler)
+        name = sampling.sampler + (f" eta={sampling.eta:g}" if sampling.eta is not None else "")
+        name += " large" if sampling.variance == "large" else ""
+        nfe = method.nfe * sampling.steps * (2 if sampling.guidance != 1 else 1)
+        grid = f"{sampling.spacing} spacing, threshold {sampling.threshold}"
+        how = (name, sampling.steps, nfe, sampling.guidance, grid)
+        return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {})
+
+    def _floor_images(self, collector: Collector) -> Collected:
+        assert self._test is not None
+        return self._collect(collector, self._test, self._arguments.num, "floor")
+
+    def _collect(self, collector: Collector, source: Source, n: int, what: str) -> Collected:
+        """n images of a source in random order, the same every time."""
+        batches = (source.gather(part)["image"] for part in self._track(self._parts(source, n), what))
+        return collector.collect(batches, self._arguments.num)
+
+    def _draw(self, collector: Collector, sampling: Sampling, params: Any) -> tuple[Collected, float]:
+        """Samples of one cell, classes in turn, and how many a second (the first batch, which compiles, aside)."""
+        config, num, size, shape = self._config, self._arguments.num, self._batch_size, self._train.shape
+        draw = build_sample(config, sampling, build_model(config, shape[-1]), shape, size, self._mesh)
+        classes, seconds = config.model.num_classes, []
+
+        def batches() -> Iterator[np.ndarray]:
+            for start in self._track(range(0, num, size), f"{sampling.sampler} {sampling.steps} steps"):
+                n = min(size, num - start)
+                labels = (start + np.arange(n, dtype=np.int32)) % classes if classes else None
+                began = time.perf_counter()
+                images = pictures.to_uint8(draw(params, self._key(), n, labels, start))
+                seconds.append(time.perf_counter() - began)
+                yield images
+
+        found = collector.collect(batches(), num)
+        warm = seconds[1:] or seconds
+        return found, size * len(warm) / sum(warm)
+
+    def _likelihood(self, params: Any, about: tuple[str, int, float], kind: str, source: Source) -> Bits:
+        """The bits per dimension of the first of the test images, in random order."""
+        n, data, config = self._arguments.bits_num, self._data, self._config
+        resize = f"data {data.resize or 'none'}"
+        what = (kind, config.diffusion.num_steps if kind == "bpd" else 0, data.name, "test", resize)
+        bits = Bits(*about, *what, _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n)
+        if known := self._file.find(bits):
+            return known
+        measure_bits = build_bits(config, kind, source.shape, self._batch_size, self._mesh)
+        found: list[np.ndarray] = []
+        for part in self._track(self._parts(source, n), kind):
+            batch = source.gather(part)
+            labels = batch["label"] if config.model.num_classes else None
+            found.append(measure_bits(params, self._key(), sum(map(len, found)), batch["image"], labels))
+        values = np.concatenate(found).astype(np.float64)
+        error = float(values.std(ddof=1) / np.sqrt(n))
+        bits = dataclasses.replace(bits, value=float(values.mean()), error=error)
+        self._file.put(bits)
+        return bits
+
+    def _parts(self, source: Source, n: int) -> list[np.ndarray]:
+        """The numbers of n records in random order, a batch each."""
+        order = np.random.Generator(np.random.Philox(0)).permutation(len(source))[:n]
+        return [order[i : i + self._batch_size] for i in range(0, n, self._batch_size)]
+
+    def _key(self) -> jax.Array:
+        return jax.random.key(self._arguments.seed, impl="threefry2x32")
+
+    def _say(self, line: str) -> None:
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr)
+
+    def _track(self, parts: Sequence[Any], what: str) -> Any:
+        return track(parts, what, console=Console(stderr=True), disable=jax.process_index() != 0)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _chart(scores: list[Score], floor: Score | None) -> np.ndarray:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for score in scores:
+        lines.setdefault(score.sampler, []).append((score.nfe, score.values["fid"]))
+    about = f"FID of {scores[0].n} samples ({scores[0].reference.extractor}), step {scores[0].step}"
+    return chart(lines, floor.values["fid"] if floor else None, about)
+
+
+def _metrics(text: str) -> list[str]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in {**METRICS, **LIKELIHOODS}]
+    if unknown:
+        raise UserError(f"--metrics {unknown[0]!r} is not one of {', '.join([*METRICS, *LIKELIHOODS])}")
+    return names
+
+
+def _cells(config: Config, arguments: argparse.Namespace) -> list[Sampling]:
+    """How to sample for each cell, all of them valid."""
+    own = config.sampling
+    try:
+        steps = [int(part) for part in arguments.steps.split(",")] if arguments.steps else [own.steps]
+    except ValueError:
+        raise UserError(f"--steps {arguments.steps!r} must be whole numbers, by commas") from None
+    names = arguments.sampler.split(",") if arguments.sampler else [own.sampler]
+    unknown = [name for name in names if name not in samplers.METHODS]
+    if unknown:
+        raise UserError(f"--sampler {unknown[0]!r} is not one of {', '.join(samplers.METHODS)}")
+    cells = []
+    for name in names:
+        changes: dict[str, Any] = {"sampler": name}
+        if name != own.sampler:  # eta and variance were the other sampler's
+            changes |= {"eta": None, "variance": "small"}
+        asked = {"guidance": arguments.guidance, "eta": arguments.eta}
+        changes |= {name: value for name, value in asked.items() if value is not None}
+        cells += [dataclasses.replace(own, **changes, steps=count) for count in steps]
+    for cell in cells:
+        validate(dataclasses.replace(config, sampling=cell))
+    return cells
