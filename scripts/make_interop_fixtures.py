@@ -326,6 +326,8 @@ def make_torch_files() -> None:
     torch.save(state, ROOT / "state.pt")
     torch.save(state, ROOT / "state_legacy.pt", _use_new_zipfile_serialization=False)
     torch.save({"model": torch.nn.Linear(2, 2)}, ROOT / "module.pt")
+    torch.manual_seed(0)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).state_dict(), ROOT / "of_module.pt")
     np.savez(ROOT / "state.npz", **{name: value.detach().float().numpy() for name, value in state.items()})
 
 

@@ -109,7 +109,7 @@ def bits_line(bits: Bits) -> str:
     """What a reader must know of the number.
 
     >>> bits_line(Bits("w", 500, 0.99, "bpd", 1000, "digits", "test", "data none", "d", 0, 64, 3.5, 0.25))[:58]
-    '3.5 ± 0.25 bits per dimension at most, by the variational b'
+    '3.5 ± 0.25 bits per dimension at most, by the variational '
     """
     how = LIKELIHOODS[bits.kind].format(evaluations=bits.evaluations)
     return (

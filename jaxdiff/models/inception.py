@@ -26,7 +26,7 @@ class Inception(nn.Module):
 
     >>> shapes = jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))["params"]
     >>> sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    23851184
+    23832736
     """
 
     @nn.compact

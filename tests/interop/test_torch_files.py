@@ -62,6 +62,17 @@ def test_nothing_in_a_file_is_executed(tmp_path, wrap, protocol):
     assert not mark.exists()
 
 
+def test_state_dicts_of_modules_are_read():
+    """As torch.save(module.state_dict()) leaves them: torch hangs the versions of its modules on the dict."""
+    found = torch_files.read(ROOT / "of_module.pt")
+    assert {name: value.shape for name, value in found.items()} == {
+        **{"0.weight": (2, 2), "0.bias": (2,), "1.weight": (2,), "1.bias": (2,)},
+        **{"1.running_mean": (2,), "1.running_var": (2,), "1.num_batches_tracked": ()},
+    }
+    np.testing.assert_array_equal(found["1.weight"], 1.0)
+    assert found["0.weight"].std() > 0.1
+
+
 def test_modules_are_refused_by_name():
     with pytest.raises(UserError, match=r"torch\.nn\.modules\.linear\.Linear"):
         torch_files.read(ROOT / "module.pt")
