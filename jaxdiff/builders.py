@@ -20,7 +20,7 @@ from jaxdiff.models import UNet, check
 from jaxdiff.samplers import Sampler, Trajectory, by_name, sample, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.times import time_grid
-from jaxdiff.training import parallel
+from jaxdiff.training import parallel, processes
 
 SCHEDULES = {
     "linear": schedules.linear,
@@ -204,5 +204,6 @@ def build_sample(
 def whole(tree: Any) -> Any:
     """Global arrays in NumPy, in every process."""
     if jax.process_count() > 1:
+        processes.barrier_after_compiling("what makes the arrays")
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)

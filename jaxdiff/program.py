@@ -1,7 +1,7 @@
 """What a config and its data make: network, step and the state they need; nothing is computed yet."""
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -78,14 +78,19 @@ class Program:
         image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
         self.batch = {"image": image, "label": rows, "row": rows}
 
+    def compiled(self) -> Callable[..., tuple[TrainState, Any]]:
+        """`step`, compiled now rather than when it is first called; it takes the same arguments."""
+        program = self.lower().compile()
+        return functools.partial(self.step, pmapped=program) if self._mode == "pmap" else program
+
     def lower(self) -> Any:
         """The step as it is before a compiler for its devices has seen it (`jax.stages.Lowered`)."""
-        devices = [self.mesh.size] if self._mode == "pmap" else []
+        split = self.mesh.size if self._mode == "pmap" else 1
+        devices = [split // jax.process_count()] if self._mode == "pmap" else []  # this process's, in its own arrays
         steps = [self._steps] if self._steps > 1 else []
 
         def shape(x: Any) -> Any:
-            rows = x.shape[0] // math.prod(devices)
-            return jax.ShapeDtypeStruct((*devices, *steps, rows, *x.shape[1:]), x.dtype)
+            return jax.ShapeDtypeStruct((*devices, *steps, x.shape[0] // split, *x.shape[1:]), x.dtype)
 
         batch = jax.tree.map(shape, self.batch)
         return self.step.lower(self.abstract, (np.int32(0), batch) if steps else batch, self.keys["train"])

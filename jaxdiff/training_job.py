@@ -110,6 +110,10 @@ def _train(
         if snapshots:
             stack.enter_context(snapshots)
 
+        with clock("compile"):
+            step = program.compiled() if first < train.steps else program.step
+        processes.barrier_after_compiling("the step")
+
         def save(state: TrainState, step: int, skipped: int) -> None:
             if snapshots and step % train.checkpoint_every == 0:
                 snapshots.take(state)

@@ -240,7 +240,7 @@ def compile_step(
 
 def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch_axes: Any) -> Callable[..., Any]:
     """The step under `jax.pmap`; the state is a copy on every device, as in mesh mode without fsdp."""
-    pmapped = jax.pmap(
+    lazy = jax.pmap(
         functools.partial(step, axis_name="batch"),
         axis_name="batch",
         in_axes=(None, batch_axes, None),
@@ -251,9 +251,9 @@ def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch
     copies = NamedSharding(Mesh(mesh.devices.flatten(), ("batch",)), P())
     local = NamedSharding(Mesh(np.array(_local_devices(mesh)), ("batch",)), P())
 
-    def run(state: TrainState, batch: Any, key: Any) -> tuple[TrainState, Any]:
+    def run(state: TrainState, batch: Any, key: Any, pmapped: Any = lazy) -> tuple[TrainState, Any]:
         if jax.process_count() > 1:  # there pmap wants and gives local arrays, the library global ones
-            return view(pmapped(view(state, local), batch, key), copies)
+            return view(pmapped(view(state, local), batch, jax.device_put(key, local)), copies)
         if state.step.sharding != copies:  # once; else pmap would compile for the first call and again for the rest
             state = jax.device_put(state, copies)
         return pmapped(state, batch, key)
@@ -267,5 +267,5 @@ def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch
             tree,
         )
 
-    run.lower = pmapped.lower
+    run.lower = lazy.lower
     return run

@@ -12,6 +12,7 @@ theirs, which reads it every second, ends them too. So no process waits for one 
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -31,10 +32,14 @@ from jaxdiff.errors import RunError, UserError
 
 LOST = 76  # the exit code of a process that ends because of another
 HEARTBEAT_SECONDS = 10
+COMPILE_SECONDS = 3600  # between the first process that has compiled and the last
 _START_SECONDS = 300  # for all processes to come
 _PERIOD = 1.0  # of reading the others' news
 _SILENT = 4.0  # without news, who is one of those that the service misses
 _FAREWELL = 5.0  # for the others to read why this process ends
+
+
+_meetings = itertools.count()  # the same in all processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +173,30 @@ def _meet(name: str, mine: dict[str, Any]) -> None:
         raise UserError(f"the processes differ: {'; '.join(differing)}; start all with the same arguments")
 
 
-def barrier(name: str) -> None:
-    """Returns when every process has come here; the name is used once."""
-    if jax.process_count() > 1:
-        _meet(name, {})
+def barrier(name: str, seconds: float = _START_SECONDS) -> None:
+    """Returns when every process has come here; the name is used once.
+
+    To be called where processes may come at very different times, before what waits for all of them on the devices:
+    Gloo gives up after 30 s, and nothing can change that.
+
+    Raises:
+      RunError: not all came within so many seconds. One that is lost ends the job sooner.
+    """
+    if jax.process_count() == 1:
+        return
+    client = distributed.global_state.client
+    assert client is not None
+    try:
+        client.wait_at_barrier(f"jaxdiff/{name}", int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        raise RunError(f"not all processes came within {seconds:.0f} s to: {name}; start the job again") from error
+
+
+def barrier_after_compiling(name: str) -> None:
+    """`barrier` with a limit that a slow compiler does not reach; names may come again."""
+    barrier(f"{name} is compiled ({next(_meetings)})", COMPILE_SECONDS)
 
 
 class _Watch:
