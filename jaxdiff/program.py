@@ -79,7 +79,12 @@ class Program:
         self.batch = {"image": image, "label": rows, "row": rows}
 
     def compiled(self) -> Callable[..., tuple[TrainState, Any]]:
-        """`step`, compiled now rather than when it is first called; it takes the same arguments."""
+        """`step`, compiled now rather than when it is first called; it takes the same arguments.
+
+        Under pmap of several processes it is compiled at its first call all the same: JAX cannot do it before.
+        """
+        if self._mode == "pmap" and jax.process_count() > 1:
+            return self.step
         program = self.lower().compile()
         return functools.partial(self.step, pmapped=program) if self._mode == "pmap" else program
 

@@ -253,7 +253,7 @@ def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch
 
     def run(state: TrainState, batch: Any, key: Any, pmapped: Any = lazy) -> tuple[TrainState, Any]:
         if jax.process_count() > 1:  # there pmap wants and gives local arrays, the library global ones
-            return view(pmapped(view(state, local), batch, jax.device_put(key, local)), copies)
+            return view(pmapped(view(state, local), batch, key), copies)
         if state.step.sharding != copies:  # once; else pmap would compile for the first call and again for the rest
             state = jax.device_put(state, copies)
         return pmapped(state, batch, key)
