@@ -28,6 +28,7 @@ SCHEDULES = {
     "cosine": schedules.cosine,
     "sigmoid": schedules.sigmoid,
 }
+_PLAIN = Sampling(threshold="none")
 WEIGHTINGS = {"simple": None, "min_snr": losses.min_snr()}
 
 
@@ -77,11 +78,18 @@ def check_run(config: Config, shape: tuple[int, int, int], num_classes: int, num
         )
 
 
-def build_loss(config: Config, model: UNet) -> Callable[[Any, dict[str, Array], Array], Float[Array, " batch"]]:
+def build_loss(
+    config: Config, model: UNet, teacher: Any = None
+) -> Callable[[Any, dict[str, Array], Array], Float[Array, " batch"]]:
     """(params, batch, keys [batch]) -> loss [batch]: what a training step minimises the mean of.
 
-    The batch holds `image`, uint8 [batch, h, w, c], and `label`, int32 [batch]. Example i uses keys[i] alone:
+    The batch holds `image`, uint8 [batch, h, w, c], `label` and `step`, int32 [batch]. Example i uses keys[i] alone:
     for dropout, for hiding its class, and for its time and noise.
+
+    Args:
+      config: the run; with consistency.start the loss is the consistency loss.
+      model: the network.
+      teacher: parameters to distil, a constant of the program; None: none.
     """
     schedule, num_classes = build_schedule(config), config.model.num_classes
 
@@ -96,15 +104,14 @@ def build_loss(config: Config, model: UNet) -> Callable[[Any, dict[str, Array], 
             keys = dropout_keys if config.model.dropout else None
             return model.apply({"params": params}, x_t, t, cond, dropout_keys=keys)
 
-        return losses.denoising_loss(
-            noise_keys,
-            predict,
-            batch["image"].astype(jnp.float32) / 127.5 - 1.0,
-            schedule=schedule,
-            prediction=config.diffusion.prediction,
-            weighting=WEIGHTINGS[config.diffusion.weighting],
-            cond=cond,
-        )
+        x_0 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        common = {"schedule": schedule, "prediction": config.diffusion.prediction, "cond": cond}
+        if not config.consistency.start:
+            weighting = WEIGHTINGS[config.diffusion.weighting]
+            return losses.denoising_loss(noise_keys, predict, x_0, weighting=weighting, **common)
+        denoise = None if teacher is None else build_denoiser(config, _PLAIN, model, teacher, cond, 1.0)
+        earlier = losses.narrowing(1 + batch["step"] // config.consistency.halve_every)
+        return losses.consistency_loss(noise_keys, predict, x_0, earlier=earlier, teacher=denoise, **common)
 
     return loss
 

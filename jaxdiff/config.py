@@ -108,6 +108,18 @@ class Diffusion:
 
 
 @dataclasses.dataclass(frozen=True)
+class Consistency:
+    """A run tuned for sampling in 1 to 4 steps with lcm, see jaxdiff.losses.consistency_loss."""
+
+    start: str = ""
+    """Workdir of the run to begin with, of the same network and process; none: learn to denoise."""
+    teacher: bool = True
+    """Distil that run; false: learn from the images alone."""
+    halve_every: int = 400
+    """Steps after which the gap between the two times is halved, from half of the way to the image on."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW with linear warm-up."""
 
@@ -188,6 +200,7 @@ class Config:
     data: Data = Data()
     model: Model = Model()
     diffusion: Diffusion = Diffusion()
+    consistency: Consistency = Consistency()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     sampling: Sampling = Sampling()
@@ -208,6 +221,7 @@ _RANGES = {  # dotted name: lowest, highest
     "model.num_classes": (0, 1_000_000),
     "diffusion.num_steps": (1, 10_000),
     "diffusion.class_dropout": (0, 1),
+    "consistency.halve_every": (1, 10**9),
     "optimizer.learning_rate": (1e-12, 10),
     "optimizer.warmup_steps": (0, 10**9),
     "optimizer.weight_decay": (0, 10),
@@ -269,6 +283,8 @@ def _problems(config: Config) -> Iterator[str]:
             "diffusion.zero_snr leaves no signal at t = 1, where prediction 'noise' divides by 0; "
             "set diffusion.prediction to v or x_0"
         )
+    if config.consistency.start and diffusion.prediction == "x_0":
+        yield "consistency.start needs diffusion.prediction v or noise: with 'x_0' a clean image does not stay as it is"
     if sampling.steps > diffusion.num_steps:
         yield f"sampling.steps={sampling.steps} exceeds the process; use at most {diffusion.num_steps}"
     random = [name for name, make in samplers.METHODS.items() if "eta" in inspect.signature(make).parameters]

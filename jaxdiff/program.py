@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -10,7 +11,10 @@ import numpy as np
 
 from jaxdiff.builders import build_loss, build_model, check_run
 from jaxdiff.config import Config
+from jaxdiff.config_files import read_run
+from jaxdiff.errors import UserError
 from jaxdiff.training import ema, parallel, posthoc
+from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import TrainState, init_state
 from jaxdiff.training.step import make_train_step
@@ -58,7 +62,11 @@ class Program:
         self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
         optimizer = make_optimizer(**vars(config.optimizer))
 
+        begun = _start(config) if config.consistency.start else None
+
         def init(key: jax.Array) -> TrainState:
+            if begun is not None:
+                return init_state(jax.tree.map(jnp.asarray, begun), optimizer, len(train.posthoc_ema))
             inputs = jnp.zeros((1, *source.shape)), jnp.zeros(1)
             cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
             return init_state(self.model.init(key, *inputs, cond)["params"], optimizer, len(train.posthoc_ema))
@@ -71,7 +79,8 @@ class Program:
 
         self.init = init
         self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
-        self.plain_step = make_train_step(build_loss(config, self.model), optimizer, average, train.accumulate, track)
+        loss = build_loss(config, self.model, begun if config.consistency.teacher else None)
+        self.plain_step = make_train_step(loss, optimizer, average, train.accumulate, track)
         self._mode, self._steps = config.parallel.mode, train.steps_per_call
         self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, self._mode, self._steps)
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
@@ -105,3 +114,22 @@ class Program:
         if self._steps == 1:
             return parallel.shard_batch(batches[0], self.mesh, self._mode)
         return parallel.shard_batches(batches, self._steps, self.mesh, self._mode)
+
+
+def _start(config: Config) -> Any:
+    """The average of the run that consistency.start names, in host memory.
+
+    Raises:
+      UserError: there is no such run, or it is of another network or process.
+    """
+    workdir = Path(config.consistency.start)
+    other = read_run(workdir)
+    for name in ("model", "diffusion"):
+        if getattr(other, name) != getattr(config, name):
+            fields = vars(getattr(config, name))
+            theirs = vars(getattr(other, name))
+            wrong = ", ".join(
+                f"{name}.{key} {theirs[key]!r}, not {fields[key]!r}" for key in fields if fields[key] != theirs[key]
+            )
+            raise UserError(f"consistency.start: the run in {workdir} has {wrong}; they must be equal")
+    return jax.device_get(restore(workdir).ema_params)

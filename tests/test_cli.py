@@ -2,17 +2,21 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from jaxdiff import builders, cli, pictures, training_job, workdir
+from jaxdiff.config import Consistency
 from jaxdiff.config_files import read_run
 from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
@@ -190,6 +194,36 @@ def test_a_run_that_died_after_its_checkpoint_repeats_no_line(trained, config, t
     assert _train(config, tmp_path) == 0
     assert _same_bits(tmp_path, trained)
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]["lost"] > 0
+
+
+def test_a_consistency_run_begins_with_the_average(trained, config, tmp_path, capsys):
+    """At a rate of nearly 0 the parameters stay what they were."""
+    start = ("--consistency.start", str(trained), "--train.steps", "1", "--train.sample_every", "0")
+    assert _train(config, tmp_path / "a", *start, "--optimizer.learning_rate", "1e-12") == 0
+    begun, average = restore(tmp_path / "a").params, restore(trained).ema_params
+    chex.assert_trees_all_close(begun, average, rtol=0, atol=1e-9)
+    capsys.readouterr()
+    assert _train(config, tmp_path / "b", *start, "--model.channels", "8") == 2
+    assert "model.channels 4, not 8; they must be equal" in _refusal(capsys)
+    assert _train(config, tmp_path / "b", "--consistency.start", str(tmp_path)) == 2
+    assert "holds no run" in _refusal(capsys)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(trained):
+    run = dataclasses.replace(read_run(trained), consistency=Consistency(start=str(trained), halve_every=10))
+    model, params = builders.build_model(run, 1), restore(trained).ema_params
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)))
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def losses(teacher, step=0):
+        batch = {"image": images, "label": jnp.arange(3) % 2, "step": jnp.full(3, step)}
+        return builders.build_loss(run, model, teacher)(params, batch, keys)
+
+    alone, own, others = losses(None), losses(params), losses(jax.tree.map(lambda p: p + 0.1, params))
+    assert np.all(alone != own) and np.all(own != others)
+    np.testing.assert_array_equal(losses(params, 9), own)
+    assert np.all(losses(params, 10) != own)
 
 
 @pytest.mark.parametrize("options", [("--parallel.mode", "pmap"), ("--train.steps-per-call", "3")])

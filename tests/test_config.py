@@ -42,6 +42,7 @@ def _with(**values):
         ({"train__batch_size": 10, "train__accumulate": 4}, ["batch_size=10", "accumulate=4"]),
         ({"parallel__mode": "pmap", "parallel__fsdp": 2}, ["fsdp=2", "mesh"]),
         ({"model__channel_mults": ()}, ["channel_mults"]),
+        ({"consistency__start": "a", "diffusion__prediction": "x_0"}, ["consistency.start", "v or noise"]),
         ({"optimizer__learning_rate": float("nan")}, ["learning_rate"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The plot of a metric against network evaluations, drawn with Pillow: one line a sampler, both axes logarithmic."""
+"""The plot of a metric, such as FID against network evaluations, drawn with Pillow: lines, both axes logarithmic."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,10 @@ _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#
 
 
 def chart(
-    lines: Mapping[str, Sequence[tuple[float, float]]], floor: float | None, title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    floor: float | None,
+    title: str,
+    x_title: str = "network evaluations an image",
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Points joined by lines.
 
@@ -20,6 +23,7 @@ def chart(
       lines: by name, points (x, y), both positive.
       floor: a level to draw dashed, positive.
       title: what y is, and of what.
+      x_title: what x is.
 
     Raises:
       ValueError: no points, or one that is not positive.
@@ -36,7 +40,7 @@ def chart(
     sheet = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     draw.text((_LEFT, 6), title, fill="black", font=font)
-    draw.text((_WIDTH // 2 - 120, _HEIGHT - 22), "network evaluations an image", fill="black", font=font)
+    draw.text((_WIDTH // 2 - 120, _HEIGHT - 22), x_title, fill="black", font=font)
     for value in _ticks([x for x, _ in points]):
         draw.line([(across(value), _TOP), (across(value), _HEIGHT - _BOTTOM)], fill="#dddddd")
         draw.text((across(value), _HEIGHT - _BOTTOM + 6), f"{value:g}", fill="black", font=font, anchor="ma")

@@ -92,7 +92,8 @@ def make_train_step(
     accumulate * 6e-8 of the sum of the absolute terms.
 
     Args:
-      loss_fn: (params, batch, keys) -> [batch], one loss an example; `keys` has one key an example.
+      loss_fn: (params, batch, keys) -> [batch], one loss an example; `keys` has one key an example, and the batch has
+        "step" beside what came in, int32 [batch].
       optimizer: an optax transformation.
       ema: (ema_params, params, step) -> ema_params, where step counts the steps before this one.
       accumulate: micro-batches a step, >= 1, each an equal part of the batch.
@@ -126,6 +127,7 @@ def make_train_step(
         gather: Callable[[Any], Any] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, batch["row"])
+        batch = {**batch, "step": jnp.full_like(batch["row"], state.step)}
         loss, grads = _loss_and_grads(loss_fn, gather, state.params, batch, keys, accumulate)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)

@@ -1,0 +1,60 @@
+"""(a) Steps against samplers: the table of the field on Fashion-MNIST, few-step models included.
+
+    python -m benchmarks.experiments.steps --data FOLDER
+
+Two tables: every sampler at 1000 images, which slow rows can be paid for at; and the quick ones at 10,000.
+"""
+
+from benchmarks.experiments import common, few_steps
+from jaxdiff.config import Sampling
+
+QUICK = {
+    "ddim": (5, 10, 20, 50),
+    "ddpm": (10, 20, 50),
+    "dpmpp_2m": (5, 10, 20, 50),
+    "unipc": (5, 10, 20, 50),
+    "heun": (5, 10, 25),
+}
+SLOW = [("ddim", 100), ("ddpm", 100), ("ddim", 250), ("ddpm", 250), ("ddpm", 1000), ("ddim", 1000)]
+LARGE = [("dpmpp_2m", 10), ("dpmpp_2m", 20), ("dpmpp_2m", 5), ("ddim", 20), ("unipc", 10), ("ddim", 10), ("ddpm", 50)]
+
+
+def table(place: common.Place, n: int, cells: list[tuple[str, int]], file: str) -> None:
+    """Measures the cells in their order and writes after each of them, then the few-step models that are there."""
+    run = common.base_run(place)
+    ruler = common.Ruler(place, n, f"{file}.json")
+    floor, rows = ruler.floor(), []
+    few = [(name, model, steps) for name, model in few_steps.finished(place) for steps in few_steps.STEPS]
+    for method, steps in cells:
+        rows.append((method, ruler.row(run, Sampling(sampler=method, steps=steps), model="fashion_mnist_small")))
+        _write(place, file, floor, rows)
+    for name, model, steps in few:
+        rows.append((name, ruler.row(model, Sampling(sampler="lcm", steps=steps), model=name)))
+        _write(place, file, floor, rows)
+
+
+def _write(place: common.Place, file: str, floor: common.Row, rows: list[tuple[str, common.Row]]) -> None:
+    ordered = sorted(rows, key=lambda pair: (pair[0], pair[1]["steps"]))
+    head = ("sampler", "steps", "NFE", *common.QUALITY, "images/s")
+    lines = [["test images (floor)", "", "", *common.quality(floor), ""]]
+    lines += [
+        [name, row["steps"], row["nfe"], *common.quality(row), f"{row['images_per_s']:.3g}"] for name, row in ordered
+    ]
+    extra = f"Weights {rows[0][1]['what']} of step {rows[0][1]['step']}. Images a second of CPU time, one core."
+    common.write_table(place, head, lines, common.notes(rows[0][1], extra), f"{file}.md")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name, row in ordered:
+        points.setdefault(name, []).append((row["nfe"], row["values"]["fid"]))
+    title = f"FID of {floor['n']} samples, features of the classifier"
+    common.write_plot(place, points, floor["values"]["fid"], title, "network evaluations an image", f"{file}.png")
+
+
+def main() -> None:
+    place = common.start("steps", __doc__)
+    quick = [(method, steps) for method, counts in QUICK.items() for steps in counts]
+    table(place, 10_000, LARGE, "n10000")
+    table(place, 1000, [*quick, *SLOW], "n1000")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Fashion-MNIST in 1 to 4 steps: `fashion_mnist_small`, trained first, distilled into a consistency model.
+
+uv run train.py fashion_mnist_small --data.path FOLDER
+uv run train.py fashion_mnist_consistency --data.path FOLDER      # --consistency.teacher false: by the images alone
+uv run sample.py runs/fashion_mnist_consistency --steps 1
+"""
+
+from jaxdiff.config import Config, Consistency, Data, Diffusion, Model, Optimizer, Sampling, Train
+
+config = Config(
+    data=Data(name="fashion_mnist"),
+    model=Model(
+        patch=4,
+        channels=32,
+        channel_mults=(1,),
+        blocks=1,
+        attention_resolutions=(),
+        num_classes=10,
+        time_injection="scale_shift",
+    ),
+    diffusion=Diffusion(schedule="cosine", prediction="v", class_dropout=0.1),
+    consistency=Consistency(start="runs/fashion_mnist_small"),
+    optimizer=Optimizer(learning_rate=5e-4, warmup_steps=100),
+    train=Train(steps=3000, batch_size=64, checkpoint_every=500, log_every=50, sample_every=3000, ema_decay=0.999),
+    sampling=Sampling(sampler="lcm", steps=2),
+)
