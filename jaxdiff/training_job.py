@@ -121,7 +121,6 @@ def _train(
             about |= {"fingerprint": source.fingerprint, "skipped": skipped}
             checkpoints.save(state, {**about, "seconds": clock.totals()})
 
-        step = program.step
         if profile:
             trace = Profile(workdir / "profile", -(-profile // train.steps_per_call), report)
             step = stack.enter_context(contextlib.closing(trace)).wrap(step)
