@@ -73,6 +73,7 @@ def jax_side(folder: str, winograd: bool) -> dict:
 
     import jaxdiff as jd
     from jaxdiff.interop import read_unet
+    from jaxdiff.models.winograd import prepared
     from jaxdiff.training import ema
     from jaxdiff.training.optimizer import make_optimizer
     from jaxdiff.training.state import init_state
@@ -101,7 +102,8 @@ def jax_side(folder: str, winograd: bool) -> dict:
 
     @jax.jit
     def draw(params, key):
-        denoise = jd.as_denoiser(lambda x_t, t, cond: net.apply({"params": params}, x_t, t), schedule=schedule)
+        variables = prepared(params) if winograd else {"params": params}
+        denoise = jd.as_denoiser(lambda x_t, t, cond: net.apply(variables, x_t, t), schedule=schedule)
         times = jd.time_grid(schedule, DDIM_STEPS)
         keys = jd.sample_keys(key, DDIM_BATCH)
         return jd.sample(keys, denoise, jd.samplers.ddim(), shape=(32, 32, 3), times=times, schedule=schedule)

@@ -17,6 +17,7 @@ from jaxdiff.denoisers import Denoiser, as_denoiser, dynamic_threshold, static_t
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import classifier_free
 from jaxdiff.models import UNet, check
+from jaxdiff.models.winograd import prepared
 from jaxdiff.samplers import Sampler, Trajectory, by_name, sample, sample_keys
 from jaxdiff.schedules import Schedule
 from jaxdiff.times import time_grid
@@ -130,10 +131,11 @@ def build_denoiser(
       guidance: the scale, which may be a traced value.
     """
     schedule = build_schedule(config)
+    variables = prepared(params) if config.model.winograd else {"params": params}
 
     def denoiser(cond: Array | None) -> Denoiser:
         def predict(x_t: Array, t: Array, cond: Array | None) -> Any:
-            return model.apply({"params": params}, x_t, t, cond)
+            return model.apply(variables, x_t, t, cond)
 
         return as_denoiser(predict, schedule=schedule, prediction=config.diffusion.prediction, cond=cond)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxdiff.models.winograd import conv_general_dilated
+from jaxdiff.models.winograd import Conv3x3
 
 TimeInjection = Literal["add", "scale_shift"]
 Padding = Literal["end", "both"]
@@ -104,12 +104,13 @@ def conv3x3(
     padding: Padding = "end",
     zero: bool = False,
     winograd: bool = False,
-) -> nn.Conv:
+) -> nn.Module:
     """A 3x3 convolution, `zero`-initialised or not; strided, it pads at the "end" (DDPM) or on "both" sides (ADM)."""
     pads: Any = ((0, 1), (0, 1)) if stride == 2 and padding == "end" else 1
     init = ZEROS if zero else fan_average
-    how = conv_general_dilated if winograd else None
-    return nn.Conv(channels, (3, 3), stride, pads, dtype=dtype, kernel_init=init, conv_general_dilated=how, name=name)
+    if winograd:  # stride 1
+        return Conv3x3(channels, dtype, init, name=name)
+    return nn.Conv(channels, (3, 3), stride, pads, dtype=dtype, kernel_init=init, name=name)
 
 
 def upsample_nearest(x: Image) -> Float[Array, "batch 2*h 2*w c"]:
