@@ -1,4 +1,4 @@
-"""Fashion-MNIST in ten minutes: `fashion_mnist` with half the channels, the network of the experiments.
+"""Fashion-MNIST in five minutes: `fashion_mnist` with half the channels, the network of the experiments.
 
     uv run train.py fashion_mnist_small --data.path FOLDER       # of the four idx files; Debian: dataset-fashion-mnist
 
@@ -21,11 +21,11 @@ config = Config(
     diffusion=Diffusion(schedule="cosine", prediction="v", class_dropout=0.1),
     optimizer=Optimizer(learning_rate=2e-3, warmup_steps=200),
     train=Train(
-        steps=8000,
+        steps=4000,
         batch_size=64,
         checkpoint_every=500,
         log_every=50,
-        sample_every=8000,
+        sample_every=4000,
         ema_decay=0.999,
         posthoc_ema=(0.05, 0.10),
     ),

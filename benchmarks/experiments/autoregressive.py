@@ -24,7 +24,7 @@ from jaxdiff.interop import names, safetensors
 from jaxdiff.training.data import Batches
 from jaxdiff.training.sources import Source, open_dataset
 
-TRAIN_STEPS, BATCH, RATE = 1500, 64, 2e-3
+TRAIN_STEPS, BATCH, RATE = 600, 64, 2e-3
 SIDES, STEPS, TIMED = (14, 28, 56), 20, 8
 BOUND_IMAGES = 100
 

@@ -46,10 +46,11 @@ class Place(NamedTuple):
     data: str
     runs: Path
     out: Path
+    slow: bool = False
 
 
-def start(name: str, description: str | None) -> Place:
-    """Parses the command line."""
+def start(name: str, description: str | None, slow: str = "") -> Place:
+    """Parses the command line; with `slow`, its help, there is an option --slow."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.experiments.{name}",
         description=description,
@@ -58,6 +59,8 @@ def start(name: str, description: str | None) -> Place:
     parser.add_argument("--data", required=True, help="folder of the four idx files")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "experiments" / name, help="folder of the results")
+    if slow:
+        parser.add_argument("--slow", action="store_true", help=slow)
     use_compilation_cache()
     return Place(**vars(parser.parse_args()))
 

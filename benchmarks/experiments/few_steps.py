@@ -10,7 +10,7 @@ from jaxdiff.config import Consistency, Optimizer, Sampling
 
 KINDS = {"distilled": True, "tuned": False}  # with the teacher, or by the images alone
 STEPS = (1, 2, 4)
-TRAIN_STEPS = 3000
+TRAIN_STEPS = 1000
 
 
 def train(place: common.Place, name: str) -> common.Run:
@@ -18,8 +18,8 @@ def train(place: common.Place, name: str) -> common.Run:
     start = common.base_run(place).workdir
     config = common.change(
         common.base(place),
-        consistency=Consistency(start=str(start), teacher=KINDS[name]),
-        optimizer=Optimizer(learning_rate=5e-4, warmup_steps=100),
+        consistency=Consistency(start=str(start), teacher=KINDS[name], halve_every=150),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
         train={"steps": TRAIN_STEPS, "sample_every": TRAIN_STEPS, "posthoc_ema": ()},
         sampling=Sampling(sampler="lcm", steps=2),
     )
