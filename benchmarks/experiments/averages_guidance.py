@@ -3,37 +3,48 @@
 python -m benchmarks.experiments.averages_guidance --data FOLDER
 """
 
+import dataclasses
+from typing import Any
+
 from benchmarks.experiments import common
 from jaxdiff.config import Sampling
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.snapshots import reconstruct
 
-WIDTHS, SCALES = (0.02, 0.05, 0.10, 0.15, 0.20, 0.25), (0.0, 0.5, 1.0, 1.5, 2.0, 4.0)
+WIDTHS, SCALES = (0.02, 0.05, 0.10, 0.15, 0.20, 0.25), (1.0, 2.0, 0.0, 1.5, 0.5, 4.0)
 
 
 def main() -> None:
     place = common.start("averages_guidance", __doc__)
-    run, ruler = common.base_run(place), common.Ruler(place, 2000)
-    sampling = Sampling(sampler="dpmpp_2m", steps=10)
-    floor, state = ruler.floor(), restore(run.workdir)
-    lines = [["test images (floor)", "", "", *common.quality(floor)]]
-    averages, guided = [], []
-    plain = ruler.row(run._replace(params=state.params), sampling, ema=0.0)
-    lines.append(["none (the last parameters)", "", 1, *common.quality(plain)])
-    for width in WIDTHS:
-        params = reconstruct(run.workdir, state, run.config.train.posthoc_ema, width)
-        row = ruler.row(run._replace(params=params), sampling, ema=width, average="power function")
-        averages.append((width, row["values"]["fid"]))
-        lines.append(["power function, post hoc", width, 1, *common.quality(row)])
+    run, ruler = common.base_run(place), common.Ruler(place, 1000)
+    plain = Sampling(sampler="dpmpp_2m", steps=10)
+    floor, state, rows = ruler.floor(), restore(run.workdir), []
     for scale in SCALES:
-        row = ruler.row(run, Sampling(sampler="dpmpp_2m", steps=10, guidance=scale))
-        guided.append((scale, row["values"]["fid"]))
-        lines.append([f"exponential, {run.config.train.ema_decay}", "", scale, *common.quality(row)])
-    head = ("average", "relative width", "guidance", *common.QUALITY)
-    extra = f"dpmpp_2m, 10 steps; one training, step {run.step}."
-    common.write_table(place, head, lines, common.notes(plain, extra))
-    points = {"average, by relative width": averages, "guidance, by scale": [p for p in guided if p[0] > 0]}
-    common.write_plot(place, points, floor["values"]["fid"], "FID of 2000 samples", "relative width, or guidance scale")
+        row = ruler.row(run, dataclasses.replace(plain, guidance=scale))
+        rows.append((f"exponential, {run.config.train.ema_decay}", "", row))
+        write(place, floor, rows)
+    rows.append(("none (the last parameters)", "", ruler.row(run._replace(params=state.params), plain, ema=0.0)))
+    for width in WIDTHS if run.config.train.posthoc_ema else ():
+        params = reconstruct(run.workdir, state, run.config.train.posthoc_ema, width)
+        row = ruler.row(run._replace(params=params), plain, ema=width, average="power function")
+        rows.append(("power function, post hoc", width, row))
+        write(place, floor, rows)
+
+
+def write(place: common.Place, floor: common.Row, rows: list[tuple[str, Any, common.Row]]) -> None:
+    """The table so far, and the plots of what there is."""
+    head = ("average", "relative width", "guidance", "NFE", *common.QUALITY)
+    lines = [["test images (floor)", "", "", "", *common.quality(floor)]]
+    ordered = sorted(rows, key=lambda entry: (entry[0], entry[1] or 0.0, entry[2]["guidance"]))
+    lines += [[name, width, row["guidance"], row["nfe"], *common.quality(row)] for name, width, row in ordered]
+    extra = f"dpmpp_2m, 10 steps; one training, step {rows[0][2]['step']}."
+    common.write_table(place, head, lines, common.notes(rows[0][2], extra))
+    title, level = f"FID of {floor['n']} samples", floor["values"]["fid"]
+    guided = [(row["guidance"], row["values"]["fid"]) for _, width, row in ordered if not width and row["guidance"] > 0]
+    common.write_plot(place, {"FID": guided}, level, title, "guidance scale", "guidance.png")
+    averages = [(width, row["values"]["fid"]) for _, width, row in rows if width]
+    if averages:
+        common.write_plot(place, {"FID": averages}, level, title, "relative width of the average", "averages.png")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 Every experiment is one command, which goes on where it stopped:
 
-    python -m benchmarks.experiments.NAME --data FOLDER [--runs runs/experiments] [--out docs/experiments/NAME]
+    python -m benchmarks.experiments.NAME --data FOLDER [--runs FOLDER] [--run RUN] [--out FOLDER]
 
-FOLDER has Fashion-MNIST's four idx files. OUT gets results.json, table.md and plot.png.
+The first FOLDER has Fashion-MNIST's four idx files. --out, by default docs/experiments/NAME, gets results.json, tables
+and plots.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from jaxdiff import pictures, samplers, training_job
 from jaxdiff.builders import build_model, build_sample
 from jaxdiff.cli import use_compilation_cache
 from jaxdiff.config import Config, Sampling, validate
-from jaxdiff.config_files import load
+from jaxdiff.config_files import load, read_run
 from jaxdiff.evaluation import frechet_distance, kernel_distance, neighbours
 from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.collect import Collected, Collector
@@ -46,6 +47,7 @@ class Place(NamedTuple):
     data: str
     runs: Path
     out: Path
+    run: Path | None = None
     slow: bool = False
 
 
@@ -59,6 +61,7 @@ def start(name: str, description: str | None, slow: str = "") -> Place:
     parser.add_argument("--data", required=True, help="folder of the four idx files")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "experiments" / name, help="folder of the results")
+    parser.add_argument("--run", type=Path, help="sample from this run and not from fashion_mnist_small")
     if slow:
         parser.add_argument("--slow", action="store_true", help=slow)
     use_compilation_cache()
@@ -108,7 +111,10 @@ def _steps(workdir: Path) -> int:
 
 
 def base_run(place: Place) -> Run:
-    """The run of `base`, which most experiments sample from."""
+    """The run which most experiments sample from: of `base`, or the one that was asked for."""
+    if place.run is not None:
+        state = restore(place.run)
+        return Run(read_run(place.run), state.ema_params, int(state.step), place.run)
     return trained(place, "fashion_mnist_small", base(place))
 
 

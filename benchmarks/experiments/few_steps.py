@@ -15,10 +15,10 @@ TRAIN_STEPS = 1000
 
 def train(place: common.Place, name: str) -> common.Run:
     """The consistency model, begun with the base run's average; see configs/fashion_mnist_consistency.py."""
-    start = common.base_run(place).workdir
+    start = common.base_run(place)
     config = common.change(
-        common.base(place),
-        consistency=Consistency(start=str(start), teacher=KINDS[name], halve_every=150),
+        start.config,
+        consistency=Consistency(start=str(start.workdir), teacher=KINDS[name], halve_every=150),
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
         train={"steps": TRAIN_STEPS, "sample_every": TRAIN_STEPS, "posthoc_ema": ()},
         sampling=Sampling(sampler="lcm", steps=2),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments.steps --data FOLDER [--slow]
 
-Two tables: many samplers at 1000 images each, with --slow of 100 to 1000 steps too; and some at 10,000.
+Many samplers at 1000 images each; with --slow 100 to 1000 steps too, and a table of some at 10,000 images.
 """
 
 from benchmarks.experiments import common, few_steps
@@ -26,7 +26,7 @@ def table(place: common.Place, n: int, cells: list[tuple[str, int]], file: str) 
     floor, rows = ruler.floor(), []
     few = [(name, model, steps) for name, model in few_steps.finished(place) for steps in few_steps.STEPS]
     for method, steps in cells:
-        rows.append((method, ruler.row(run, Sampling(sampler=method, steps=steps), model="fashion_mnist_small")))
+        rows.append((method, ruler.row(run, Sampling(sampler=method, steps=steps), model=run.workdir.name)))
         _write(place, file, floor, rows)
     for name, model, steps in few:
         rows.append((name, ruler.row(model, Sampling(sampler="lcm", steps=steps), model=name)))
@@ -50,10 +50,11 @@ def _write(place: common.Place, file: str, floor: common.Row, rows: list[tuple[s
 
 
 def main() -> None:
-    place = common.start("steps", __doc__, slow="also 100 to 1000 steps, which take as long as all else")
-    quick = [(method, steps) for method, counts in QUICK.items() for steps in counts]
+    place = common.start("steps", __doc__, slow="also 100 to 1000 steps, and the table of 10,000 images")
+    quick = sorted(((method, steps) for method, counts in QUICK.items() for steps in counts), key=lambda cell: cell[1])
     table(place, 1000, quick + SLOW if place.slow else quick, "n1000")
-    table(place, 10_000, LARGE, "n10000")
+    if place.slow:
+        table(place, 10_000, LARGE, "n10000")
 
 
 if __name__ == "__main__":
