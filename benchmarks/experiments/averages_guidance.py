@@ -40,7 +40,8 @@ def write(place: common.Place, floor: common.Row, rows: list[tuple[str, Any, com
     extra = f"dpmpp_2m, 10 steps; one training, step {rows[0][2]['step']}."
     common.write_table(place, head, lines, common.notes(rows[0][2], extra))
     title, level = f"FID of {floor['n']} samples", floor["values"]["fid"]
-    guided = [(row["guidance"], row["values"]["fid"]) for _, width, row in ordered if not width and row["guidance"] > 0]
+    own = [row for _, width, row in ordered if not width and row["ema"]]
+    guided = [(row["guidance"], row["values"]["fid"]) for row in own if row["guidance"] > 0]
     common.write_plot(place, {"FID": guided}, level, title, "guidance scale", "guidance.png")
     averages = [(width, row["values"]["fid"]) for _, width, row in rows if width]
     if averages:
