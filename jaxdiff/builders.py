@@ -84,8 +84,8 @@ def build_loss(
 ) -> Callable[[Any, dict[str, Array], Array], Float[Array, " batch"]]:
     """(params, batch, keys [batch]) -> loss [batch]: what a training step minimises the mean of.
 
-    The batch holds `image`, uint8 [batch, h, w, c], `label` and `step`, int32 [batch]. Example i uses keys[i] alone:
-    for dropout, for hiding its class, and for its time and noise.
+    The batch holds `image`, uint8 [batch, h, w, c], `label` and `step`, int32 [batch], and `t` where times are not
+    the loss's own. Example i uses keys[i] alone: for dropout, for hiding its class, and for its time and noise.
 
     Args:
       config: the run; with consistency.start the loss is the consistency loss.
@@ -109,7 +109,7 @@ def build_loss(
         common = {"schedule": schedule, "prediction": config.diffusion.prediction, "cond": cond}
         if not config.consistency.start:
             weighting = WEIGHTINGS[config.diffusion.weighting]
-            return losses.denoising_loss(noise_keys, predict, x_0, weighting=weighting, **common)
+            return losses.denoising_loss(noise_keys, predict, x_0, weighting=weighting, t=batch.get("t"), **common)
         denoise = None if teacher is None else build_denoiser(config, _PLAIN, model, teacher, cond, 1.0)
         earlier = losses.narrowing(1 + batch["step"] // config.consistency.halve_every)
         return losses.consistency_loss(noise_keys, predict, x_0, earlier=earlier, teacher=denoise, **common)

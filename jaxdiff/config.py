@@ -103,6 +103,8 @@ class Diffusion:
     """What the network puts out."""
     weighting: Literal["simple", "min_snr"] = "simple"
     """Loss weights by noise level."""
+    time_sampling: Literal["uniform", "loss_aware"] = "uniform"
+    """Which times to train at: all alike, or those more often whose loss was large lately, at equal expectation."""
     class_dropout: float = 0.1
     """How often the class is hidden in training, which guidance needs."""
 
@@ -283,6 +285,8 @@ def _problems(config: Config) -> Iterator[str]:
             "diffusion.zero_snr leaves no signal at t = 1, where prediction 'noise' divides by 0; "
             "set diffusion.prediction to v or x_0"
         )
+    if config.consistency.start and diffusion.time_sampling != "uniform":
+        yield "consistency.start draws times in its own way; leave diffusion.time_sampling at uniform"
     if config.consistency.start and diffusion.prediction == "x_0":
         yield "consistency.start needs diffusion.prediction v or noise: with 'x_0' a clean image does not stay as it is"
     if sampling.steps > diffusion.num_steps:

@@ -13,6 +13,7 @@ from jaxdiff.builders import build_loss, build_model, check_run
 from jaxdiff.config import Config
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
+from jaxdiff.losses import loss_aware
 from jaxdiff.training import ema, parallel, posthoc
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.optimizer import make_optimizer
@@ -62,6 +63,8 @@ class Program:
         self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
         optimizer = make_optimizer(**vars(config.optimizer))
 
+        aware = config.diffusion.time_sampling == "loss_aware"
+        times = loss_aware(config.diffusion.num_steps) if aware else None
         begun = _start(config) if config.consistency.start else None
 
         def init(key: jax.Array) -> TrainState:
@@ -69,7 +72,8 @@ class Program:
                 return init_state(jax.tree.map(jnp.asarray, begun), optimizer, len(train.posthoc_ema))
             inputs = jnp.zeros((1, *source.shape)), jnp.zeros(1)
             cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
-            return init_state(self.model.init(key, *inputs, cond)["params"], optimizer, len(train.posthoc_ema))
+            params = self.model.init(key, *inputs, cond)["params"]
+            return init_state(params, optimizer, len(train.posthoc_ema), times.init() if times else ())
 
         def average(ema_params: Any, params: Any, step: Any) -> Any:
             return ema.update(ema_params, params, step, train.ema_decay)
@@ -80,7 +84,7 @@ class Program:
         self.init = init
         self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
         loss = build_loss(config, self.model, begun if config.consistency.teacher else None)
-        self.plain_step = make_train_step(loss, optimizer, average, train.accumulate, track)
+        self.plain_step = make_train_step(loss, optimizer, average, train.accumulate, track, times)
         self._mode, self._steps = config.parallel.mode, train.steps_per_call
         self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, self._mode, self._steps)
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
@@ -125,11 +129,9 @@ def _start(config: Config) -> Any:
     workdir = Path(config.consistency.start)
     other = read_run(workdir)
     for name in ("model", "diffusion"):
-        if getattr(other, name) != getattr(config, name):
-            fields = vars(getattr(config, name))
-            theirs = vars(getattr(other, name))
-            wrong = ", ".join(
-                f"{name}.{key} {theirs[key]!r}, not {fields[key]!r}" for key in fields if fields[key] != theirs[key]
-            )
-            raise UserError(f"consistency.start: the run in {workdir} has {wrong}; they must be equal")
+        fields, theirs = vars(getattr(config, name)), vars(getattr(other, name))
+        wrong = [key for key in fields if fields[key] != theirs[key] and key != "time_sampling"]
+        if wrong:
+            listed = ", ".join(f"{name}.{key} {theirs[key]!r}, not {fields[key]!r}" for key in wrong)
+            raise UserError(f"consistency.start: the run in {workdir} has {listed}; they must be equal")
     return jax.device_get(restore(workdir).ema_params)

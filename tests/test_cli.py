@@ -120,6 +120,19 @@ def test_the_account_of_wall_time_adds_up(trained):
     assert abs(last["other"]) <= 0.02 * last["total"]
 
 
+@pytest.mark.slow
+def test_loss_aware_times_go_on_where_they_were(config, tmp_path):
+    """Bit for bit, with a history that is full, and so decides, before the run is cut."""
+    aware = ["--diffusion.time_sampling", "loss_aware", "--diffusion.num_steps", "3", "--train.sample_every", "0"]
+    aware += ["--train.steps", "9", "--model.dropout", "0"]
+    straight, pieces = tmp_path / "straight", tmp_path / "pieces"
+    assert _train(config, straight, *aware) == 0
+    assert _train(config, pieces, *aware, "--train.steps", "6") == 0
+    assert np.all(np.asarray(restore(pieces).loss_history["counts"]) >= 10)
+    assert _train(config, pieces, *aware) == 0
+    assert _same_bits(straight, pieces)
+
+
 def test_a_run_in_two_pieces_ends_in_the_same_bits(trained, config, tmp_path):
     assert _train(config, tmp_path, "--train.steps", "3") == 0
     assert _train(config, tmp_path) == 0

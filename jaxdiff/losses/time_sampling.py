@@ -183,15 +183,13 @@ def loss_aware(num_steps: int, history: int = 10, uniform_share: float = 0.001) 
         return _entry(index + 1, num_steps), 1.0 / (num_steps * jnp.take(p, index))
 
     def update(state: LossHistory, t: jax.Array, losses: jax.Array) -> LossHistory:
-        def add(state: LossHistory, seen: tuple[jax.Array, jax.Array]) -> tuple[LossHistory, None]:
-            k, loss = seen
-            place = k, state.counts[k] % history
-            good = jnp.isfinite(loss)
-            kept = state.losses.at[place].set(jnp.where(good, loss, state.losses[place]))
-            return LossHistory(kept, state.counts.at[k].add(good.astype(jnp.int32))), None
-
-        k = jnp.round(t * num_steps).astype(jnp.int32) - 1
-        return jax.lax.scan(add, state, (k, losses.astype(state.losses.dtype)))[0]
+        k, good = jnp.round(t * num_steps).astype(jnp.int32) - 1, jnp.isfinite(losses)
+        same = (k[:, None] == k[None]) & good[None]  # all at once: one after another a batch takes too long
+        before, after = jnp.sum(jnp.tril(same, -1), axis=1), jnp.sum(jnp.triu(same, 1), axis=1)
+        place = (state.counts[k] + before) % history
+        row = jnp.where(good & (after < history), k, num_steps)  # beyond the table: left out
+        kept = state.losses.at[row, place].set(losses.astype(state.losses.dtype), mode="drop")
+        return LossHistory(kept, state.counts.at[k].add(good.astype(jnp.int32)))
 
     return LossAware(init, sample, update)
 

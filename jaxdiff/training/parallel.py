@@ -50,7 +50,7 @@ def largest_axis(shape: tuple[int, ...], fsdp: int) -> P:
 
 
 RULES: tuple[tuple[str, Rule], ...] = (
-    (r"(^|/)(step|count)$", replicated),
+    (r"(^|/)(step|count)$|^loss_history/", replicated),
     (r"/(bias|scale)$", replicated),  # vectors: under 1 % of the bytes, not worth a collective each
     (r"^(params|ema_params|opt_state|posthoc)/", largest_axis),
 )

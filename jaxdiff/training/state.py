@@ -1,4 +1,4 @@
-"""What a run is between two steps: four fields, arrays only, so that any of it can be saved, sharded or donated."""
+"""What a run is between two steps: its fields hold arrays only, so that any of it can be saved, sharded or donated."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ class TrainState:
       ema_params: their moving average, the same tree; samples are drawn with these.
       opt_state: the optax state.
       posthoc: one more average a tracked width (`training.posthoc`), each the tree of params; none unless asked for.
+      loss_history: what loss-aware time sampling remembers (`losses.LossHistory`); () where times are drawn evenly.
     """
 
     step: Any
@@ -31,9 +32,12 @@ class TrainState:
     ema_params: Any
     opt_state: Any
     posthoc: Any = ()
+    loss_history: Any = ()
 
 
-def init_state(params: Any, optimizer: "optax.GradientTransformation", tracked: int = 0) -> TrainState:
+def init_state(
+    params: Any, optimizer: "optax.GradientTransformation", tracked: int = 0, loss_history: Any = ()
+) -> TrainState:
     """The state before the first step: the average starts at the parameters, in buffers of its own.
 
     A donated buffer may appear only once in a state, hence the copy.
@@ -49,6 +53,7 @@ def init_state(params: Any, optimizer: "optax.GradientTransformation", tracked: 
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         posthoc=tuple(jax.tree.map(jnp.copy, params) for _ in range(tracked)),
+        loss_history=loss_history,
     )
 
 

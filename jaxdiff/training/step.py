@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num
 
+from jaxdiff.losses import LossAware
 from jaxdiff.training.state import TrainState
 
 Batch = dict[str, Num[Array, "batch ..."]]
@@ -60,21 +61,29 @@ def _loss_and_grads(
     batch: Batch,
     keys: Key[Array, " batch"],
     accumulate: int,
-) -> tuple[Float[Array, ""], Any]:
-    """The mean loss over the batch and its gradient, in `accumulate` micro-batches of equal size."""
+) -> tuple[Float[Array, ""], Any, Float[Array, " batch"]]:
+    """The mean loss over the batch, its gradient, and each loss, in `accumulate` micro-batches of equal size."""
 
-    def mean_loss(params: Any, batch: Batch, keys: Key[Array, " batch"]) -> Float[Array, ""]:
-        return jnp.mean(loss_fn(gather(params), batch, keys).astype(jnp.float32))
+    def mean_loss(params: Any, batch: Batch, keys: Key[Array, " batch"]) -> tuple[jax.Array, jax.Array]:
+        losses = loss_fn(gather(params), batch, keys).astype(jnp.float32)
+        return jnp.mean(losses * batch["weight"] if "weight" in batch else losses), losses
+
+    def differentiate(batch: Batch, keys: Key[Array, " batch"]) -> tuple[Any, jax.Array]:
+        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, batch, keys)
+        return (loss, grads), losses
 
     if accumulate == 1:
-        return jax.value_and_grad(mean_loss)(params, batch, keys)
+        (loss, grads), losses = differentiate(batch, keys)
+        return loss, grads, losses
 
-    def add(total: Any, piece: tuple[Batch, Key[Array, " batch"]]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(mean_loss)(params, *piece)), None
+    def add(total: Any, piece: tuple[Batch, Key[Array, " batch"]]) -> tuple[Any, jax.Array]:
+        found, losses = differentiate(*piece)
+        return jax.tree.map(jnp.add, total, found), losses
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    total, _ = jax.lax.scan(add, zeros, _split((batch, keys), accumulate))
-    return jax.tree.map(lambda x: x / accumulate, total)
+    total, losses = jax.lax.scan(add, zeros, _split((batch, keys), accumulate))
+    loss, grads = jax.tree.map(lambda x: x / accumulate, total)
+    return loss, grads, losses.T.reshape(-1)
 
 
 def make_train_step(
@@ -83,6 +92,7 @@ def make_train_step(
     ema: Callable[[Any, Any, Int[Array, ""]], Any],
     accumulate: int = 1,
     posthoc: Callable[[Any, Any, Int[Array, ""]], Any] = lambda averages, params, step: averages,
+    times: LossAware | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make step(state, batch, key) -> (state, metrics), to be compiled by `parallel.compile_step`.
 
@@ -98,6 +108,9 @@ def make_train_step(
       ema: (ema_params, params, step) -> ema_params, where step counts the steps before this one.
       accumulate: micro-batches a step, >= 1, each an equal part of the batch.
       posthoc: as `ema`, for the averages in `TrainState.posthoc`.
+      times: loss-aware time sampling, whose history is `TrainState.loss_history`; the batch then has "t" [batch], at
+        which loss_fn is to take its losses, and the mean is that of weight * loss. The history is updated with the
+        losses of the whole global batch, in the order of its rows.
 
     Returns:
       The step. `batch` needs "row", each example's index in the global batch; metrics are float32 scalars: loss,
@@ -128,7 +141,10 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, batch["row"])
         batch = {**batch, "step": jnp.full_like(batch["row"], state.step)}
-        loss, grads = _loss_and_grads(loss_fn, gather, state.params, batch, keys, accumulate)
+        if times is not None:
+            keys, time_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+            batch["t"], batch["weight"] = times.sample(state.loss_history, time_keys)
+        loss, grads, losses = _loss_and_grads(loss_fn, gather, state.params, batch, keys, accumulate)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
         grad_norm = optax.tree.norm(grads)
@@ -136,13 +152,17 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema(state.ema_params, params, state.step)
-        averages = posthoc(state.posthoc, params, state.step)
-        params, ema_params, opt_state, averages = jax.tree.map(
+        averages, history = posthoc(state.posthoc, params, state.step), state.loss_history
+        if times is not None:
+            seen = (batch["t"], losses)
+            everyone = gather(seen) if axis_name is None else jax.lax.all_gather(seen, axis_name, tiled=True)
+            history = times.update(history, *everyone)
+        after = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
-            (params, ema_params, opt_state, averages),
-            (state.params, state.ema_params, state.opt_state, state.posthoc),
+            (params, ema_params, opt_state, averages, history),
+            (state.params, state.ema_params, state.opt_state, state.posthoc, state.loss_history),
         )
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - good.astype(jnp.float32)}
-        return TrainState(state.step + 1, params, ema_params, opt_state, averages), metrics
+        return TrainState(state.step + 1, *after), metrics
 
     return step

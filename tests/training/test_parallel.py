@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxdiff.errors import UserError
+from jaxdiff.losses import loss_aware
 from jaxdiff.models.unet import UNet
 from jaxdiff.training import ema, parallel
 from jaxdiff.training.optimizer import make_optimizer
@@ -99,6 +100,32 @@ def test_the_numbers_do_not_depend_on_the_layout(one_device, fsdp, mode, accumul
         for a, b in zip(jax.tree.leaves(getattr(state, field)), jax.tree.leaves(getattr(expected, field)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
     assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize(("fsdp", "mode", "devices"), [(4, "mesh", 8), (1, "pmap", 8)])
+def test_loss_aware_times_do_not_depend_on_the_layout(fsdp, mode, devices):
+    """Bit for bit: every device keeps the losses of the whole batch, of which none is a sum over examples."""
+    times = loss_aware(4, history=2)
+
+    def begin():
+        return init_state({"w": jnp.ones(8)}, SGD, loss_history=times.init())
+
+    def loss(params, batch, keys):
+        return (jnp.square(batch["t"]) + (jax.random.key_data(keys)[:, 0] % 8)) * params["w"][0]
+
+    ends = []
+    for layout in ((1, "mesh", 1), (fsdp, mode, devices)):
+        mesh = parallel.make_mesh(layout[0], jax.devices()[: layout[2]])
+        abstract = parallel.abstract_state(begin, mesh)
+        state = jax.device_put(begin(), jax.tree.map(lambda leaf: leaf.sharding, abstract))
+        step = make_train_step(loss, optax.sgd(0.0), lambda average, params, step: average, times=times)
+        run = parallel.compile_step(step, abstract, mesh, layout[1])
+        for n in range(3):
+            state, _ = run(state, parallel.shard_batch(make_batch(n), mesh, layout[1]), jax.random.key(1))
+        ends.append(jax.device_get(state.loss_history))
+    np.testing.assert_array_equal(ends[0].losses, ends[1].losses)
+    np.testing.assert_array_equal(ends[0].counts, ends[1].counts)
+    assert ends[0].counts.sum() == 3 * ROWS and len(np.unique(ends[0].losses)) == 8
 
 
 @pytest.mark.parametrize(("fsdp", "mode"), [(4, "mesh"), (1, "pmap")])

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdiff.losses import loss_aware
 from jaxdiff.training import ema
+from jaxdiff.training.checkpoints import Checkpoints
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 from jaxdiff.training.step import example_keys, make_train_step
@@ -121,6 +123,32 @@ def test_a_batch_that_does_not_split_is_refused():
         run(make_train_step(loss_fn, make_optimizer(1e-2), AVERAGE, accumulate=3), 1)
     with pytest.raises(ValueError, match="accumulate=0 is out of range"):
         make_train_step(loss_fn, make_optimizer(1e-2), AVERAGE, accumulate=0)
+
+
+def test_loss_aware_times_follow_the_loss_whatever_the_accumulation_and_restarts(tmp_path):
+    """The history holds every loss at its time; once it is full, large losses come oftener; it resumes bit for bit."""
+
+    def by_time(w, batch, keys):
+        del keys
+        return w * batch["t"] ** 8 + 0.0 * batch["row"]
+
+    optimizer, times, ends = optax.sgd(0.0), loss_aware(4, history=2, uniform_share=0.1), []
+    begin = init_state(jnp.ones(()), optimizer, loss_history=times.init())
+    for accumulate in (1, 4):
+        step = compiled(make_train_step(by_time, optimizer, AVERAGE, accumulate, times=times))
+        state = begin
+        for n in range(4):
+            state, _ = step(state, make_batch(n), jax.random.key(1))
+            if n == 1 and accumulate == 4:
+                with Checkpoints(tmp_path) as checkpoints:
+                    checkpoints.save(state, wait=True)
+                    state, _ = checkpoints.restore(begin)
+        ends.append(state)
+    assert_same_bits(*ends)
+    history = ends[0].loss_history
+    assert int(history.counts.sum()) == 4 * ROWS and int(history.counts.argmax()) == 3 and int(history.counts[3]) > ROWS
+    sizes = np.float32(np.arange(1, 5) / 4) ** 8
+    np.testing.assert_allclose(history.losses, np.repeat(sizes[:, None], 2, axis=1), rtol=1e-6)
 
 
 def test_a_batch_of_nan_changes_nothing_but_the_count(step):
