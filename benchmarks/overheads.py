@@ -1,0 +1,126 @@
+"""What train.py and the sampling loop add to bare calls of their compiled programs, and how long data are waited for.
+
+    JAX_PLATFORMS=cpu uv run python -m benchmarks.overheads [--turns 3] [--steps 100] [--only memory grain sampling]
+
+Training: `train.py digits` in turns (each resumes; batches, logging, average, and every `steps` steps a checkpoint)
+against as many calls of the same compiled step on one batch. What the job spent on `steps` steps is its own account
+of wall time in metrics.jsonl, which adds up to the wall time (tested), from a quarter of `steps` after its start on:
+start-up, compilation and the start of workers are not of the loop. `grain` is the same with the data decoded by Grain's
+worker processes. Sampling: 50 steps of DDIM by `sample` against 50 calls of the compiled network, the digits
+network on 16 images; its arithmetic (x_0, clipping, the update) is part of what it adds.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxdiff as jd
+from benchmarks.turns import ratio, table, take_turns
+from configs.digits import config
+from jaxdiff import training_job
+from jaxdiff.builders import build_model
+from jaxdiff.cli import use_compilation_cache
+from jaxdiff.program import Program
+from jaxdiff.training import sources
+from jaxdiff.training.data import Batches
+
+CASES = ("memory", "grain", "sampling")
+BATCH, DDIM_STEPS, DDIM_TURNS = 16, 50, 9
+
+
+def training(turns: int, steps: int, workers: bool) -> list[object]:
+    """A row: seconds a step bare and in train.py, their ratio, and the share of time that data were waited for."""
+    before, sources.MEMORY_LIMIT = sources.MEMORY_LIMIT, 0 if workers else sources.MEMORY_LIMIT
+    with tempfile.TemporaryDirectory() as folder:
+        source = sources.open_dataset("digits")
+        program = Program(config, source)
+        init = jax.jit(program.init, compiler_options={"xla_backend_optimization_level": 0})
+        state = [init(program.keys["init"])]
+        batch = program.place([Batches(source, 0, config.train.batch_size)[0]])
+
+        def bare(count=steps):
+            for _ in range(count):
+                state[0], metrics = program.step(state[0], batch, program.keys["train"])
+            jax.block_until_ready((state[0], metrics))
+
+        bare(1)
+        job = _Job(folder, steps)
+        took = take_turns({"bare": bare, "train.py": job}, turns, warm=False)
+    sources.MEMORY_LIMIT = before
+    whole = [turn["total"] for turn in job.spent]
+    waited = sum(turn["data_wait"] for turn in job.spent) / sum(whole)
+    each = [np.median(seconds) / steps for seconds in (took["bare"], whole)]
+    where = "Grain workers" if workers else "memory"
+    added = f"{ratio(whole, took['bare']) - 1:+.1%}"
+    return [f"data from {where}", f"{each[0]:.4f}", f"{each[1]:.4f}", added, f"{waited:.2%}"]
+
+
+class _Job:
+    """Each call trains a quarter more than `steps` steps in one workdir, and keeps what the last `steps` cost."""
+
+    def __init__(self, folder: str, steps: int):
+        self._folder, self._steps = Path(folder, "run"), steps
+        self._done = 0
+        self.spent: list[dict[str, float]] = []
+
+    def __call__(self) -> None:
+        first, every = self._done + self._steps // 4, self._steps // 4
+        self._done = first + self._steps
+        changes = {"steps": self._done, "log_every": every, "checkpoint_every": self._steps, "sample_every": 0}
+        train = dataclasses.replace(config.train, **changes)
+        training_job.train(dataclasses.replace(config, workdir=str(self._folder), train=train), time.time())
+        lines = [json.loads(line) for line in (self._folder / "metrics.jsonl").read_text().splitlines()]
+        start, end = (next(line["seconds"] for line in lines if line["step"] == step) for step in (first, self._done))
+        self.spent.append({name: end[name] - start[name] for name in end})
+
+
+def sampling() -> list[object]:
+    """A row: seconds a step of bare calls and of `sample`, and their ratio."""
+    model, schedule = build_model(config, 1), jd.schedules.cosine()
+    shape = (BATCH, 8, 8, 1)
+    labels, t = jnp.zeros(BATCH, jnp.int32), jnp.full(BATCH, 0.5)
+    params = model.init(jax.random.key(0), jnp.zeros(shape), t, labels)["params"]
+    keys, x_T = jd.sample_keys(jax.random.key(0), BATCH), jax.random.normal(jax.random.key(1), shape)
+    times = jd.time_grid(schedule, DDIM_STEPS)
+    network = jax.jit(lambda params, x, t: model.apply({"params": params}, x, t, labels))
+
+    @jax.jit
+    def draw(params, x_T):
+        predict = lambda x_t, t, cond: model.apply({"params": params}, x_t, t, cond)  # noqa: E731
+        denoise = jd.as_denoiser(predict, schedule=schedule, cond=labels)
+        return jd.sample(keys, denoise, jd.samplers.ddim(), times=times, schedule=schedule, x_T=x_T)
+
+    def bare():
+        x = x_T
+        for _ in range(DDIM_STEPS):
+            x = network(params, x, t)
+        x.block_until_ready()
+
+    took = take_turns({"bare": bare, "sample": lambda: draw(params, x_T).block_until_ready()}, DDIM_TURNS)
+    each = [np.median(took[name]) / DDIM_STEPS for name in ("bare", "sample")]
+    return ["sampling", f"{each[0]:.4f}", f"{each[1]:.4f}", f"{ratio(took['sample'], took['bare']) - 1:+.1%}", ""]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    arguments = parser.parse_args()
+    use_compilation_cache()
+    rows = []
+    for case in arguments.only:
+        rows.append(sampling() if case == "sampling" else training(arguments.turns, arguments.steps, case == "grain"))
+    print(table(["", "bare s a step", "s a step", "added", "waiting for data"], rows))
+
+
+if __name__ == "__main__":
+    main()
