@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -86,6 +86,8 @@ class SampleArguments(_Arguments):
     """Pixels, with --prompt; default the model's own."""
     width: int | None = None
     """Likewise."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What to compute in, with --prompt; default float32 (norms, softmax and the last layer always are)."""
     ema: float | None = None
     """Relative width of the average to draw with, e.g. 0.10, of a run with train.posthoc_ema; default: its own EMA."""
 

@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_
 from jaxdiff.interop.openai import FLAGS, openai_diffusion
 from jaxdiff.interop.schedulers import Scheduler, scheduler_from_config
 from jaxdiff.pictures import write_whole
+from jaxdiff.training import parallel
 from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 
-STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20}  # usual for each method; ddpm takes all
+STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20, "dpmpp_3m": 20, "unipc": 20}  # ddpm takes all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,15 +73,16 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is not empty; choose a new workdir")
+    place = _split_over_devices()
     if source.is_dir():
-        found, scheduler = read_unet(source, null_class=null_class), _scheduler(source)
+        found, scheduler = read_unet(source, null_class=null_class, sharding=place), _scheduler(source)
     elif not source.exists():
         raise UserError(f"{source} does not exist; give a diffusers folder, or a .pt or .safetensors file")
     elif source.suffix in (".pt", ".pth", ".safetensors"):
         if project is None:
             raise UserError(f"{source} says nothing of its network: add --project ({', '.join(FLAGS)}) and --flags")
         given = _flags(flags)
-        found = read_openai(source, given, project=project)
+        found = read_openai(source, given, project=project, sharding=place)
         scheduler = scheduler_from_config(openai_diffusion(given, project))
     else:
         raise UserError(
@@ -88,10 +90,10 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
             "checkpoints of DDPM are not read: their diffusers versions, google/ddpm-*, are)"
         )
     config, notes = _config(found, scheduler, workdir)
-    broken = [path for path, leaf in names.leaf_paths(found.params) if not np.all(np.isfinite(leaf))]
+    broken = [path for path, leaf in names.leaf_paths(found.params) if not _is_finite(leaf)]
     if broken:
         raise UserError(f"{source} holds values that are not finite, in {', '.join(broken)}")
-    state = init_state(jax.device_put(found.params), make_optimizer(**vars(config.optimizer)))
+    state = init_state(found.params, make_optimizer(**vars(config.optimizer)))
     about = {"shape": list(found.image_shape), "num_classes": config.model.num_classes, "fingerprint": None}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, {**about, "source": str(source), "skipped": 0, "time": time.time()}, wait=True)
@@ -99,6 +101,16 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
     write_whole(workdir / "config.json", to_json(config).encode())
     count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
     return [*(f"note: {note}" for note in notes), f"{count:,} parameters of {source} in {workdir}"]
+
+
+def _split_over_devices() -> Callable[[str, Any], Any]:
+    """(leaf name, ShapeDtypeStruct) -> its sharding: as a run of parallel.fsdp = all devices has it."""
+    mesh = parallel.make_mesh(jax.device_count())
+    return lambda name, leaf: parallel.state_shardings({"params": {name: leaf}}, mesh)["params"][name]
+
+
+def _is_finite(leaf: jax.Array) -> bool:
+    return all(np.isfinite(shard.data).all() for shard in leaf.addressable_shards)
 
 
 def _scheduler(source: Path) -> Scheduler:
@@ -175,6 +187,13 @@ def _sampling(scheduler: Scheduler) -> tuple[Sampling, list[str]]:
     method, top = scheduler.method, c["num_train_timesteps"]
     steps = min(STEPS.get(method, top), top)
     spacing = "trailing" if steps == top else c["timestep_spacing"]  # all of the steps, whatever the spacing
+    if c.get("use_karras_sigmas"):
+        spacing = "karras"
+        notes.append("use_karras_sigmas: the run's steps go to the nearest whole ones")
+    elif scheduler.walk is not scheduler.schedule and spacing == "linspace":
+        notes.append("linspace: the run's steps are whole ones, theirs lie between")
+    if method in ("dpmpp_3m", "unipc"):
+        notes.append(f"{method}: the run's has its own coefficients, of order 3")
     if c["steps_offset"] and spacing == "leading":
         notes.append(f"steps_offset={c['steps_offset']}: the run's leading steps have no offset")
     if scheduler.last_entry:
@@ -188,7 +207,8 @@ def _sampling(scheduler: Scheduler) -> tuple[Sampling, list[str]]:
         notes.append("thresholding: to the percentile 0.995, and the noise follows from x_0")
     variance = scheduler.options.get("variance", "small") if method == "ddpm" else "small"
     fields = {"sampler": method, "steps": steps, "variance": variance, "spacing": spacing, "threshold": threshold}
-    return dataclasses.replace(Sampling(), **fields), notes
+    eta = scheduler.options.get("eta") or None
+    return dataclasses.replace(Sampling(), **fields, eta=eta), notes
 
 
 def _as_python(config: Config, source: Path) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jaxdiff import pictures
 from jaxdiff.builders import whole
-from jaxdiff.denoisers import Denoiser, Prediction, as_denoiser
+from jaxdiff.denoisers import Denoiser, Prediction
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import classifier_free
 from jaxdiff.interop.pipeline import INDEX, Pipeline, read_pipeline
@@ -62,7 +62,7 @@ def draw(request: Request) -> tuple[int, str]:
         check_out(request.out, ("", ".png", ".npz"), num)
 
     mesh = make_mesh()
-    pipeline = read_pipeline(folder, sharding=NamedSharding(mesh, P()))
+    pipeline = read_pipeline(folder, sharding=NamedSharding(mesh, P())).computing_in(request.dtype or "float32")
     scheduler = _chosen(pipeline.scheduler, request)
     times = padded_times(scheduler, steps)
     shape = pipeline.latent_shape(request.height, request.width)
@@ -113,7 +113,7 @@ def build_draw(
     """(key, num, tokens, times, guidance) -> images [num, h, w, c] in about [-1, 1], NumPy.
 
     Image i depends on key and i alone. As diffusers does, the walk starts from unit noise, also where the first of
-    the times is below 1.
+    the times is below 1 (Euler's from a little less, see `Scheduler.start`).
 
     Args:
       pipeline: the networks.
@@ -135,9 +135,9 @@ def build_draw(
     def run(params, key, start, texts, times, guidance):
         keys = jax.lax.with_sharding_constraint(sample_keys(key, batch_size, start), rows)
         start_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        x_T = normal_like(start_keys, jnp.zeros((batch_size, *shape)))
+        x_T = scheduler.start(times[0]) * normal_like(start_keys, jnp.zeros((batch_size, *shape)))
         denoise = build_denoiser(pipeline, scheduler, params["unet"], texts, guidance if guided else None)
-        schedule = scheduler.schedule
+        schedule = scheduler.walk
         z = sample(step_keys, denoise, scheduler.sampler(), times=times, schedule=schedule, x_T=x_T)
         return pipeline.vae.network.apply({"params": params["vae"]}, z / pipeline.scale, method="decode")
 
@@ -172,7 +172,7 @@ def build_denoiser(
                 {"params": params}, x_t, t, jnp.tile(cond, (len(x_t) // len(cond), 1, 1))
             )
 
-        return as_denoiser(predict, schedule=scheduler.schedule, prediction=scheduler.prediction, cond=texts)
+        return scheduler.denoiser(predict, texts)
 
     if guidance is None:
         return scheduler.threshold(denoiser(texts[:1]))

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -44,6 +44,7 @@ class Request:
     height: int | None = None
     width: int | None = None
     ema: float | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
 
 
 def draw(request: Request) -> tuple[int, str]:
@@ -114,9 +115,10 @@ def _check_request(request: Request, config: Config) -> None:
         ("negative-prompt", request.negative_prompt or None),
         ("height", request.height),
         ("width", request.width),
+        ("dtype", request.dtype),
     ):
         if value is not None:
-            raise UserError(f"--{option}: {request.workdir} is a run, which takes no prompt and has one size")
+            raise UserError(f"--{option}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
     if request.classes and not num_classes:
         raise UserError(f"--classes: the run in {request.workdir} has no classes")
     outside = [label for label in request.classes if not 0 <= label < num_classes]

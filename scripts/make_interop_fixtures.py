@@ -20,6 +20,7 @@ import json
 import math
 import platform
 import sys
+import types
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -27,8 +28,16 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, UNet2DModel
-from diffusers.schedulers import scheduling_ddpm
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 
 ROOT = Path(__file__).parent.parent / "tests" / "fixtures" / "interop"
 
@@ -189,16 +198,43 @@ def cases() -> list[tuple[type, dict, float, int]]:
         (DPMSolverMultistepScheduler, {"prediction_type": "sample", "thresholding": True}, 0.0, 20),
         (DDPMScheduler, {}, 1.0, 1000),
     ]
+    karras, leading = {"use_karras_sigmas": True}, {"timestep_spacing": "leading", "steps_offset": 1}
+    scaled = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    bh1 = {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}
+    for spacing in ("leading", "trailing", "linspace"):
+        for kind in (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler):
+            out.append((kind, scaled | {"timestep_spacing": spacing}, 0.0, 12))
+    out += [
+        (EulerDiscreteScheduler, scaled | leading | {"prediction_type": "v_prediction"}, 0.0, 20),
+        (EulerDiscreteScheduler, scaled | leading | karras, 0.0, 20),
+        (EulerDiscreteScheduler, {"final_sigmas_type": "sigma_min"}, 0.0, 10),
+        (EulerAncestralDiscreteScheduler, scaled | leading | {"prediction_type": "v_prediction"}, 0.0, 20),
+        (DPMSolverMultistepScheduler, scaled | karras, 0.0, 20),
+        (DPMSolverMultistepScheduler, scaled | karras | {"algorithm_type": "sde-dpmsolver++"}, 0.0, 20),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "timestep_spacing": "trailing"}, 0.0, 20),
+        (DPMSolverMultistepScheduler, {"solver_order": 3}, 0.0, 20),
+        (
+            DPMSolverMultistepScheduler,
+            scaled | karras | {"solver_order": 3, "prediction_type": "v_prediction"},
+            0.0,
+            20,
+        ),
+        # their bh1 gives NaN in a last step to sigma 0
+        (UniPCMultistepScheduler, bh1 | {"solver_order": 1}, 0.0, 10),
+        (UniPCMultistepScheduler, bh1 | {"prediction_type": "v_prediction"}, 0.0, 20),
+        (UniPCMultistepScheduler, {"prediction_type": "sample", "thresholding": True}, 0.0, 10),
+        (UniPCMultistepScheduler, scaled | karras, 0.0, 20),
+    ]
     return out
 
 
-def network(x: torch.Tensor, step: int) -> torch.Tensor:
+def network(x: torch.Tensor, step: float) -> torch.Tensor:
     """The stand-in: 0.3 x + sin(0.37 (n + 1) + j), j the entry; written again in tests/interop/test_schedulers.py."""
     j = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
     return 0.3 * x + torch.sin(0.37 * (step + 1) + j).to(x.dtype)
 
 
-def noise_at(step: int, x: torch.Tensor) -> torch.Tensor:
+def noise_at(step: float, x: torch.Tensor) -> torch.Tensor:
     """The noise a step from n adds: cos(1.7 n + 0.9 j)."""
     j = torch.arange(x.numel(), dtype=torch.float64).reshape(x.shape)
     return torch.cos(1.7 * step + 0.9 * j).to(x.dtype)
@@ -234,23 +270,62 @@ def exact_tables(scheduler) -> None:
         scheduler.lambda_t = torch.log(scheduler.alpha_t) - torch.log(scheduler.sigma_t)
 
 
-def trajectory(kind: type, config: dict, eta: float, steps: int, dtype: torch.dtype) -> tuple[np.ndarray, list[int]]:
-    """x after every step, from the same x_T, and the time steps."""
+class InFloat64(types.ModuleType):
+    """torch for a scheduler that converts to float32 in each step."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        """Everything else as it is."""
+        return getattr(torch, name)
+
+
+def exact_steps(scheduler, steps: int) -> None:
+    """The sigmas of schedulers that keep them as float32, and Euler's steps, again in float64."""
+    c = scheduler.config
+    table = (((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5).numpy()
+    timesteps = scheduler.timesteps.double().numpy()
+    if isinstance(scheduler, EULER) and c.timestep_spacing == "linspace":
+        timesteps = np.linspace(0, c.num_train_timesteps - 1, steps)[::-1].copy()
+    sigmas = np.interp(timesteps, np.arange(len(table)), table)
+    if getattr(c, "use_karras_sigmas", False):
+        sigmas = scheduler._convert_to_karras(sigmas if isinstance(scheduler, EULER) else table[::-1].copy(), steps)
+        timesteps = np.array([scheduler._sigma_to_t(sigma, np.log(table)) for sigma in sigmas])
+        timesteps = timesteps if isinstance(scheduler, EULER) else timesteps.round().astype(np.int64)
+        assert np.allclose(timesteps, scheduler.timesteps.numpy(), atol=0.01), "float32 sigmas round otherwise"
+    last = 0.0 if getattr(c, "final_sigmas_type", "zero") == "zero" else table[0]
+    scheduler.sigmas = torch.from_numpy(np.append(sigmas, last))
+    scheduler.timesteps = torch.from_numpy(timesteps)
+
+
+EULER = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
+SIGMAS = (*EULER, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+
+
+def trajectory(kind: type, config: dict, eta: float, steps: int, dtype: torch.dtype) -> tuple[np.ndarray, list]:
+    """x after every step, from the same x_T, and the time steps; Euler's x of variance 1 + sigma^2 brought to ours."""
+    module = sys.modules[kind.__module__]
     scheduler = kind(**config)
     if dtype == torch.float64:
         exact_tables(scheduler)
     scheduler.set_timesteps(steps)
-    if dtype == torch.float64 and kind is DPMSolverMultistepScheduler:  # they round sigmas to float32
-        sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod) ** 0.5
-        last = 0.0 if scheduler.config.final_sigmas_type == "zero" else float(sigmas[0])
-        scheduler.sigmas = torch.cat([sigmas[scheduler.timesteps], torch.tensor([last], dtype=torch.float64)])
+    if kind in SIGMAS:
+        module.torch = InFloat64("torch") if dtype == torch.float64 else torch
+        if dtype == torch.float64:
+            exact_steps(scheduler, steps)
+
+    def scale(i: int) -> torch.Tensor:
+        return (1 + scheduler.sigmas[i].to(dtype) ** 2) ** 0.5 if kind in EULER else torch.tensor(1.0, dtype=dtype)
+
     x = torch.cos(torch.arange(16, dtype=torch.float64)).reshape(2, 8, 1).to(dtype) * 1.5
-    walk = [x]
-    for n in scheduler.timesteps.tolist():
+    walk, x = [x], x * scale(0)
+    for i, n in enumerate(scheduler.timesteps if kind in EULER else scheduler.timesteps.tolist()):
         extra = {"eta": eta, "variance_noise": noise_at(n, x) if eta else None} if kind is DDIMScheduler else {}
-        scheduling_ddpm.randn_tensor = lambda *args, n=n, x=x, **kwargs: noise_at(n, x)
-        x = scheduler.step(network(x, n), n, x, **extra).prev_sample
-        walk.append(x)
+        if hasattr(module, "randn_tensor"):
+            module.randn_tensor = lambda *args, n=n, x=x, **kwargs: noise_at(n, x)
+        x = scheduler.step(network(scheduler.scale_model_input(x, n), n), n, x, **extra).prev_sample.to(dtype)
+        walk.append(x / scale(i + 1))
+    module.torch = torch
     kept = walk if steps <= 20 else [walk[0], *walk[-20:]]
     return torch.stack(kept).numpy(), scheduler.timesteps.tolist()
 

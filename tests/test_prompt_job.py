@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff import cli, prompt_job
 from jaxdiff.interop import read_pipeline
+from jaxdiff.interop.schedulers import scheduler_from_config
 from tests.stable_diffusion import ROOT, pipeline_folder
+from tests.training.test_processes import Job
 
 SHAPE = (8, 8, 4)
 
@@ -88,6 +90,47 @@ def test_image_depends_on_seed_and_number_alone(folder, drawn):
     make = prompt_job.build_draw(pipeline, pipeline.scheduler, SHAPE, 5, one_device(), guided=True)
     five = make(jax.random.key(3, impl="threefry2x32"), 5, tokens, times, 2.0)
     assert np.abs(prompt_job.pictures.to_uint8(five[:3]).astype(int) - drawn.astype(int)).max() <= 1
+
+
+def three(folder, mesh, **changes):
+    """The images of `drawn`, made on the devices of a mesh, with another pipeline or scheduler."""
+    pipeline = read_pipeline(folder, sharding=NamedSharding(mesh, PartitionSpec()))
+    pipeline = pipeline.computing_in(changes.get("dtype", "float32"))
+    scheduler = changes.get("scheduler", pipeline.scheduler)
+    tokens = pipeline.tokenizer(["a red horse", "blurry"], pipeline.max_tokens)
+    make = prompt_job.build_draw(pipeline, scheduler, SHAPE, 2, mesh, guided=True)
+    images = make(jax.random.key(3, impl="threefry2x32"), 3, tokens, prompt_job.padded_times(scheduler, 3), 2.0)
+    return prompt_job.pictures.to_uint8(images).astype(int)
+
+
+def test_two_devices_draw_the_same(folder, drawn):
+    found = three(folder, Mesh(np.array(jax.devices()[:2]), ("data",)))
+    assert np.abs(found - drawn.astype(int)).max() <= 1
+
+
+@pytest.mark.slow
+def test_bfloat16_is_near(folder, drawn):
+    found = three(folder, one_device(), dtype="bfloat16")
+    assert 0.05 < np.abs(found - drawn.astype(int)).mean() < 5
+
+
+@pytest.mark.slow
+def test_a_folder_with_eulers_scheduler(folder, drawn):
+    """On Karras sigmas, between the entries: another walk to images of the same kind."""
+    config = {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "prediction_type": "v_prediction"}
+    found = three(folder, one_device(), scheduler=scheduler_from_config(config))
+    assert 1 < np.abs(found - drawn.astype(int)).mean() < 80 and found.std() > 10
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_same(folder, drawn, tmp_path):
+    out = tmp_path / "two.npz"
+    words = ["--prompt", "a red horse", "--negative-prompt", "blurry", "--out", str(out), "--seed", "3"]
+    options = [str(folder), "--num", "3", "--batch-size", "2", "--steps", "3", "--guidance", "2", *words]
+    job = Job(tmp_path / "job", 2, 1, ["sample.py"], options)
+    assert job.wait() == [0, 0], job.text(0) + job.text(1)
+    assert [job.text(i, "out").count("3 samples") for i in range(2)] == [1, 0]
+    assert np.abs(np.load(out)["images"].astype(int) - drawn.astype(int)).max() <= 1
 
 
 def refused(folder, capsys, *options):

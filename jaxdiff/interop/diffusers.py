@@ -19,7 +19,8 @@ import numpy as np
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, safetensors
 from jaxdiff.interop.options import fill
-from jaxdiff.interop.schedulers import VERSION, read_json, scheduler_config
+from jaxdiff.interop.scheduler_fields import VERSION
+from jaxdiff.interop.schedulers import read_json, scheduler_config
 from jaxdiff.interop.weights import DIFFUSERS, read_weights
 from jaxdiff.models import UNet, check
 from jaxdiff.models.layers import group_count

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop.latent import Part, read_autoencoder, read_text_encoder, read_text_unet
+from jaxdiff.interop.scheduler_fields import DEFAULTS
 from jaxdiff.interop.schedulers import Scheduler, read_json, scheduler_from_config
 from jaxdiff.interop.tokenizer import Tokenizer, read_tokenizer
 
@@ -18,11 +19,7 @@ _CLASSES = {  # of each part
     "vae": ("AutoencoderKL", "FlaxAutoencoderKL"),
     "text_encoder": ("CLIPTextModel", "FlaxCLIPTextModel"),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": tuple(
-        prefix + name
-        for name in ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler")
-        for prefix in ("", "Flax")
-    ),
+    "scheduler": tuple(prefix + name for name in DEFAULTS for prefix in ("", "Flax")),
 }
 _NOT_USED = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -46,6 +43,14 @@ class Pipeline:
     tokenizer: Tokenizer
     scheduler: Scheduler
     notes: tuple[str, ...]
+
+    def computing_in(self, dtype: str) -> "Pipeline":
+        """The same with networks that compute in "float32" or "bfloat16" (norms, softmax, outputs: float32)."""
+        parts = {
+            name: dataclasses.replace(part, network=part.network.clone(dtype=dtype))
+            for name, part in (("unet", self.unet), ("vae", self.vae), ("text", self.text))
+        }
+        return dataclasses.replace(self, **parts)
 
     @property
     def scale(self) -> float:

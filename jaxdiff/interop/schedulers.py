@@ -7,8 +7,8 @@ those of the list: the same where T // N divides the list evenly, as "leading" d
 """
 
 import dataclasses
+import functools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,69 +20,21 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxdiff import schedules
-from jaxdiff.denoisers import Denoiser, Prediction
+from jaxdiff.denoisers import Denoiser, Prediction, as_denoiser
 from jaxdiff.errors import UserError
+from jaxdiff.interop import scheduler_steps
+from jaxdiff.interop.scheduler_fields import DEFAULTS, PREDICTIONS, VARIANCES, VERSION, filled
 from jaxdiff.process import to_x0_noise
 from jaxdiff.samplers import Sampler, by_name
 from jaxdiff.schedules import Schedule
 
-VERSION = "0.42.1"  # of diffusers, whose defaults and formats these are
 STEPS = 1000  # of the processes that 1000 t, which our network sees, can count
-PREDICTIONS = {"epsilon": "noise", "sample": "x_0", "v_prediction": "v"}
-VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large"}
 _MAX_BYTES = 1 << 24  # of a JSON file
-
-_COMMON: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-}
-_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
-_DEFAULTS: dict[str, dict[str, Any]] = {  # of diffusers 0.42
-    "DDPMScheduler": _COMMON | _THRESHOLD | _CLIP | {"variance_type": "fixed_small", "rescale_betas_zero_snr": False},
-    "DDIMScheduler": _COMMON | _THRESHOLD | _CLIP | {"set_alpha_to_one": True, "rescale_betas_zero_snr": False},
-    "PNDMScheduler": _COMMON | {"skip_prk_steps": False, "set_alpha_to_one": False},
-    "DPMSolverMultistepScheduler": _COMMON
-    | _THRESHOLD
-    | {
-        "timestep_spacing": "linspace",
-        "solver_order": 2,
-        "algorithm_type": "dpmsolver++",
-        "solver_type": "midpoint",
-        "lower_order_final": True,
-        "euler_at_final": False,
-        "final_sigmas_type": "zero",
-        "lambda_min_clipped": -math.inf,
-        "variance_type": None,
-        "rescale_betas_zero_snr": False,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
-        "use_lu_lambdas": False,
-        "use_flow_sigmas": False,
-        "flow_shift": 1.0,
-        "use_dynamic_shifting": False,
-        "time_shift_type": "exponential",
-    },
-}
-_MULTISTEP = {("dpmsolver++", 1): "ddim", ("dpmsolver++", 2): "dpmpp_2m", ("sde-dpmsolver++", 2): "dpmpp_2m_sde"}
-_ONLY = {  # what no sampler of ours does
-    "lower_order_final": True,
-    "euler_at_final": False,
-    "solver_type": "midpoint",
-    "lambda_min_clipped": -math.inf,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "use_dynamic_shifting": False,
+_MULTISTEP: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {
+    ("dpmsolver++", 1): ("ddim", {"eta": 0.0}),
+    ("dpmsolver++", 2): ("dpmpp_2m", {}),
+    ("dpmsolver++", 3): ("dpmpp_3m", {"compat": True, "midpoint": True}),
+    ("sde-dpmsolver++", 2): ("dpmpp_2m_sde", {}),
 }
 
 
@@ -91,7 +43,7 @@ class Scheduler:
     """A scheduler of theirs in our parts.
 
     Attributes:
-      schedule: the noise schedule.
+      schedule: the noise schedule, discrete: of training.
       prediction: what their network puts out.
       method: our sampler's name in `jaxdiff.samplers`, and `options` its arguments.
       options: as above.
@@ -111,21 +63,37 @@ class Scheduler:
         return by_name(self.method, **self.options)
 
     def times(self, num_steps: int) -> np.ndarray:
-        """The times of their num_steps steps, float32, descending, for `jaxdiff.sample`.
+        """The times of their num_steps steps, float32, descending, for `jaxdiff.sample` on the schedule `walk`.
 
         A last step that goes nowhere (from entry 1 to entry 1) is left out.
 
         Raises:
           ValueError: num_steps is not in 1..T, or their steps leave 0..T-1.
         """
-        top = self.config["num_train_timesteps"]
-        entries = [step + 1 for step in _their_steps(self.config, num_steps)]
-        if entries[0] > top:
-            raise ValueError(
-                f"{num_steps} steps with steps_offset={self.config['steps_offset']} begin beyond T = {top}"
-            )
-        last = self.last_entry
-        return (np.array([*(k for k in entries if k > last), last]) / top).astype(np.float32)
+        entries, last = scheduler_steps.steps(self.config, self.schedule, num_steps) + 1.0, self.last_entry
+        kept = entries[entries > last + 1e-6]
+        return (np.append(kept, last) / self.config["num_train_timesteps"]).astype(np.float32)
+
+    @functools.cached_property
+    def walk(self) -> Schedule:
+        """The schedule that their steps go along: that of training, or between its entries where the steps are."""
+        karras = self.config.get("use_karras_sigmas", False)
+        if karras or scheduler_steps.is_euler(self.config):
+            return scheduler_steps.between(self.schedule, log=karras)
+        return self.schedule
+
+    def start(self, t: ArrayLike) -> jax.Array:
+        """What unit noise is multiplied by at the first time: sigma for Euler's (leading steps apart), else 1."""
+        euler = scheduler_steps.is_euler(self.config) and self.config["timestep_spacing"] != "leading"
+        return self.walk(t).sigma if euler else jnp.ones(())
+
+    def denoiser(self, predict: Callable[..., Any], cond: Any = None) -> Denoiser:
+        """Their network, (x_t, t, cond) -> output, as a denoiser on `walk`; for `threshold`, after any guidance."""
+
+        def told(x_t: jax.Array, t: jax.Array, cond: Any) -> Any:
+            return predict(x_t, scheduler_steps.seen(self.config, t), cond)
+
+        return as_denoiser(told, schedule=self.walk, prediction=self.prediction, cond=cond)
 
     @property
     def last_entry(self) -> int:
@@ -151,7 +119,7 @@ class Scheduler:
                 return jnp.clip(x_0, -c["clip_sample_range"], c["clip_sample_range"])
         else:
             return denoise
-        return _changed(denoise, change, self.schedule, rederive=self.method.startswith("dpmpp"))
+        return _changed(denoise, change, self.walk, rederive=self.method.startswith(("dpmpp", "unipc")))
 
 
 def _changed(denoise: Denoiser, change: Callable, schedule: Schedule, rederive: bool) -> Denoiser:
@@ -163,22 +131,6 @@ def _changed(denoise: Denoiser, change: Callable, schedule: Schedule, rederive: 
         )
 
     return changed
-
-
-def _their_steps(c: Mapping[str, Any], num_steps: int) -> list[int]:
-    """Their integer steps, descending, exactly num_steps of them."""
-    top, offset = c["num_train_timesteps"], c["steps_offset"]
-    multistep = "solver_order" in c
-    if not 1 <= num_steps <= top:
-        raise ValueError(f"num_steps must lie in 1..{top}, got {num_steps}")
-    if c["timestep_spacing"] == "trailing":
-        steps = np.round(np.arange(top, 0, -top / num_steps)) - 1
-    elif c["timestep_spacing"] == "linspace":
-        steps = np.linspace(0, top - 1, num_steps + multistep).round()[::-1]
-    else:
-        steps = np.arange(num_steps + multistep)[::-1] * (top // (num_steps + multistep)) + offset
-    # For some N "trailing" of theirs has one more, at -1: left out, as multistep's last (it is the end of a step).
-    return [int(step) for step in steps[:num_steps]]
 
 
 def read_scheduler(path: os.PathLike | str) -> Scheduler:
@@ -222,49 +174,51 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     >>> found.method, found.prediction, (found.times(4) * 1000).round().tolist()
     ('ddim', 'noise', [752.0, 502.0, 252.0, 2.0, 0.0])
     """
-    name = config.get("_class_name")
-    if name not in _DEFAULTS:
-        raise UserError(f"scheduler {name!r} is not imported; choose one of {', '.join(_DEFAULTS)}")
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    given["lambda_min_clipped"] = float(given.get("lambda_min_clipped", -math.inf))
-    c = {**_DEFAULTS[name], **given}
-    problems, notes = [], []
-    for field, only in _ONLY.items():
-        if c.get(field, only) != only:
-            problems.append(f"{field}={c[field]!r} (only {only!r})")
-    for field, choices in (
-        ("prediction_type", PREDICTIONS),
-        ("timestep_spacing", ("leading", "trailing", "linspace")),
-        ("final_sigmas_type", ("zero", "sigma_min")),
-    ):
-        if c.get(field, next(iter(choices))) not in choices:
-            problems.append(f"{field}={c[field]!r} (only {', '.join(choices)})")
+    name = str(config.get("_class_name"))
+    if name not in DEFAULTS:
+        raise UserError(f"scheduler {name!r} is not imported; choose one of {', '.join(DEFAULTS)}")
+    c, problems = filled(name, config)
+    notes: list[str] = []
     method, options = _method(name, c, problems, notes)
-    schedule = _schedule(c, problems)
+    schedule = None if problems else _schedule(c, problems)
     if problems or schedule is None:
         raise UserError(f"{name} asks for what jaxdiff does not do: {'; '.join(problems)}")
-    return Scheduler(schedule, PREDICTIONS[c["prediction_type"]], method, options, c, tuple(notes))
+    found = Scheduler(schedule, PREDICTIONS[c["prediction_type"]], method, options, c, tuple(notes))
+    try:
+        found.walk  # noqa: B018
+    except ValueError as error:
+        raise UserError(f"{name} asks for what jaxdiff does not do: {error}") from None
+    return found
 
 
 def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[str]) -> tuple[str, dict[str, Any]]:
     """Our sampler's name and options."""
+    if c.get("solver_order") == 3:
+        notes.append("solver_order 3: below 15 steps the last but one of theirs has order 2, ours 3")
     if name == "DPMSolverMultistepScheduler":
         kind = (c["algorithm_type"], c["solver_order"])
-        if kind not in _MULTISTEP:
-            problems.append(f"algorithm_type={kind[0]!r} with solver_order={kind[1]} (only {list(_MULTISTEP)})")
+        if not (type(kind[1]) is int and kind in _MULTISTEP):
+            problems.append(f"algorithm_type={kind[0]!r} with solver_order={kind[1]!r} (only {list(_MULTISTEP)})")
+            return "", {}
         if c["final_sigmas_type"] != "zero":
-            notes.append("final_sigmas_type sigma_min: below 15 steps their last step has order 1, ours 2")
-        return _MULTISTEP.get(kind, ""), {}
+            notes.append(
+                "final_sigmas_type sigma_min: below 15 steps their last step has order 1, ours that of the others"
+            )
+        return _MULTISTEP[kind]
+    if name == "UniPCMultistepScheduler":
+        if c["final_sigmas_type"] != "zero":
+            notes.append("final_sigmas_type sigma_min: their last step has order 1, ours that of the others")
+        return "unipc", {"order": c["solver_order"], "coefficients": c["solver_type"]}
+    if name == "EulerAncestralDiscreteScheduler":
+        return "ddim", {"eta": 1.0}
     if name == "DDPMScheduler":
         variance = c["variance_type"]
-        if variance not in VARIANCES:
+        if not isinstance(variance, str) or variance not in VARIANCES:
             if variance not in ("learned", "learned_range"):
                 problems.append(f"variance_type={variance!r} (only {', '.join(VARIANCES)})")
             notes.append(f"variance_type {variance!r}: the small variance is used, and the learned one is not")
         return "ddpm", {"variance": VARIANCES.get(variance, "small")}
     if name == "PNDMScheduler":
-        if c["prediction_type"] == "sample":
-            problems.append("prediction_type='sample' (PNDM has none)")
         if c["prediction_type"] == "v_prediction":
             notes.append("prediction_type v_prediction: they combine past v, plms past noise")
         if not c["skip_prk_steps"]:
@@ -280,17 +234,16 @@ def _schedule(c: Mapping[str, Any], problems: list[str]) -> Schedule | None:
     try:
         if c["trained_betas"] is not None:
             schedule = schedules.from_betas(np.asarray(c["trained_betas"], np.float64))
+            if schedule.num_steps != steps:
+                raise ValueError(f"{schedule.num_steps} trained_betas for num_train_timesteps={steps}")
         elif kind == "linear":
             schedule = schedules.linear(steps, low, high)
         elif kind == "scaled_linear":
             schedule = schedules.scaled_linear(steps, low, high)
         elif kind == "squaredcos_cap_v2":
             schedule = schedules.cosine(steps)
-        elif kind == "sigmoid":
-            schedule = schedules.from_betas(low + (high - low) / (1.0 + np.exp(-np.linspace(-6, 6, steps))))
         else:
-            problems.append(f"beta_schedule={kind!r} (only linear, scaled_linear, squaredcos_cap_v2, sigmoid)")
-            return None
+            schedule = schedules.from_betas(low + (high - low) / (1.0 + np.exp(-np.linspace(-6, 6, steps))))
         return schedule.rescale_zero_snr() if c.get("rescale_betas_zero_snr") else schedule
     except (ValueError, TypeError) as error:
         problems.append(f"betas: {error}")

@@ -9,7 +9,7 @@ from jaxdiff.samplers.exponential import History, first_order, half_log_snr, int
 from jaxdiff.schedules import Schedule
 
 
-def dpmpp_3m(compat: bool = False) -> Sampler:
+def dpmpp_3m(compat: bool = False, midpoint: bool = False) -> Sampler:
     """The data form, x_0 extrapolated from its last three estimates.
 
         (1)  r_0 = (lambda_t - lambda_1)/h,  r_1 = (lambda_1 - lambda_2)/h       1, 2: one and two steps before
@@ -21,6 +21,7 @@ def dpmpp_3m(compat: bool = False) -> Sampler:
 
     Args:
       compat: D_01 in place of 2 D_01, as dpm-solver, diffusers and k-diffusion have it: it converges at order 2.
+      midpoint: the second step as `dpmpp_2m` does it, phi_1/2 in place of phi_2, as diffusers has it.
 
     Source: Lu et al. 2022 (DPM-Solver++), appendix; the factor 2 is that of the Taylor series (phi_3 belongs to
     h^2 x_0'', see eq. (3) of `jaxdiff.samplers.exponential`).
@@ -44,7 +45,8 @@ def dpmpp_3m(compat: bool = False) -> Sampler:
         d_0 = (p.x_0 - past.values[0]) / r_0
         d_1 = (past.values[0] - past.values[1]) / r_1
         d_01 = jnp.where(past.count > 1, (d_0 - d_1) / (r_0 + r_1), 0.0)
-        change = phi(2, -h) * (d_0 + r_0 * d_01) + phi(3, -h) * curvature * d_01
+        first = jnp.where(midpoint & (past.count == 1), 0.5 * phi(1, -h), phi(2, -h))
+        change = first * (d_0 + r_0 * d_01) + phi(3, -h) * curvature * d_01
         weight = jnp.where(interior(m_t, m_s) & (past.count > 0), m_s.alpha * h, 0.0)
         return first_order(p, m_s) + weight * change, past.push(p.x_0, lam)
 

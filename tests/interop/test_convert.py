@@ -10,12 +10,13 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from jaxdiff import cli, evaluate, evaluation_job
+from jaxdiff import cli, convert, evaluate, evaluation_job
 from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.config_files import load, read_run, refuse_other_run
 from jaxdiff.convert import main
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
+from jaxdiff.interop.schedulers import scheduler_from_config
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
@@ -92,6 +93,39 @@ def test_imported_run_is_evaluated_with_the_features_of_fid(tmp_path, capsys, mo
     said = capsys.readouterr()
     assert "| ddim | 2 | 2 |" in said.out and "features: inception-2015-12-05" in said.out
     assert "no floor: data.split: test: a folder of images has one split" in said.err
+
+
+def test_weights_are_read_in_slices(tmp_path, monkeypatch):
+    """Of a leaf that is split over the 8 devices nothing larger than a device's part is ever made."""
+    make, parts = jax.make_array_from_callback, {}
+
+    def watched(shape, sharding, read, *args, **kwargs):
+        def one(at):
+            value = read(at)
+            parts.setdefault((shape, sharding.is_fully_replicated), []).append(value.size)
+            return value
+
+        return make(shape, sharding, one, *args, **kwargs)
+
+    monkeypatch.setattr(names.jax, "make_array_from_callback", watched)
+    assert main([str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")]) == 0
+    split = {shape: sizes for (shape, whole), sizes in parts.items() if not whole}
+    assert (3, 3, 16, 16) in split and len(split) > 5
+    for shape, sizes in split.items():
+        assert set(sizes) == {np.prod(shape) // 8}, shape
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, ("ddim", "linspace", 1.0)),
+        ({"_class_name": "UniPCMultistepScheduler", "use_karras_sigmas": True}, ("unipc", "karras", None)),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, ("dpmpp_3m", "linspace", None)),
+    ],
+)
+def test_ways_of_sampling_become_the_runs(config, wanted):
+    sampling, notes = convert._sampling(scheduler_from_config(config))
+    assert (sampling.sampler, sampling.spacing, sampling.eta) == wanted and notes
 
 
 def test_config_py_is_the_run_s_config(tmp_path):
