@@ -123,7 +123,10 @@ def test_a_folder_with_eulers_scheduler(folder, drawn):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_same(folder, drawn, tmp_path):
+def test_two_processes_draw_the_same(folder, drawn, tmp_path, monkeypatch):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "two.npz"
     words = ["--prompt", "a red horse", "--negative-prompt", "blurry", "--out", str(out), "--seed", "3"]
     options = [str(folder), "--num", "3", "--batch-size", "2", "--steps", "3", "--guidance", "2", *words]

@@ -111,6 +111,11 @@ def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: 
     folder = Path(folder)
     folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     config = read_json(folder / "config.json")
+    if str(config.get("_class_name")).endswith("UNet2DConditionModel"):
+        raise UserError(
+            f"{folder} is a {config['_class_name']}, the network of a text-to-image pipeline, which is not a run: "
+            "`sample.py PIPELINE --prompt` draws from the whole folder, jaxdiff.interop.read_text_unet reads this one"
+        )
     fields, shape = unet_fields(config, null_class=null_class)
     network = UNet(**fields)
     abstract = abstract_params(network, shape)  # pyright: ignore[reportArgumentType]  # Linen modules are frozen

@@ -1,6 +1,7 @@
 """UNet2DModel: outputs recorded from diffusers by scripts/make_interop_fixtures.py; and what does not fit."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import serialization
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.errors import UserError
@@ -174,6 +177,30 @@ def test_weights_in_several_files(folder):
     (folder / "unet" / f"{path.name}.index.json").write_text(json.dumps({"weight_map": files}))
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(read_unet(folder).params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_a_flax_class_are_read(folder):
+    """diffusion_flax_model.msgpack in the place of safetensors: their names and layout."""
+    whole = read_unet(folder)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    flat = {}
+    for name, value in safetensors.numpy.load_file(path).items():
+        *modules, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
+        if leaf == "weight":
+            leaf = "scale" if value.ndim == 1 else "kernel"
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        flat["/".join([*modules, leaf])] = value
+    path.unlink()
+    tree = serialization.to_bytes(unflatten_dict(flat, sep="/"))
+    (folder / "unet" / "diffusion_flax_model.msgpack").write_bytes(tree)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(read_unet(folder).params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_network_of_text_to_image_is_refused_with_what_reads_it(folder):
+    configure(folder, _class_name="FlaxUNet2DConditionModel")
+    with pytest.raises(UserError, match=r"sample\.py PIPELINE --prompt.*read_text_unet"):
+        read_unet(folder)
 
 
 def test_weights_go_straight_into_their_sharding():
