@@ -58,8 +58,9 @@ def test_what_does_not_fit_is_reported_as_such():
 
 @pytest.fixture(scope="module")
 def split():
-    config = dataclasses.replace(CONFIG, parallel=Parallel(fsdp=4))
-    program = Program(config, IMAGES, topology_devices(plan.parse_topology("v5e:2x2")))
+    model = Model(channels=32, channel_mults=(1, 2), blocks=1, attention_resolutions=(4,), dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, model=model, parallel=Parallel(fsdp=4))
+    program = Program(config, Expected((8, 8, 3), 0), topology_devices(plan.parse_topology("v5e:2x2")))
     return program, program.lower().compile()
 
 
@@ -75,9 +76,28 @@ def test_nothing_is_replicated_by_accident(split):
     assert {sharding.shard_shape((16,)) for sharding in jax.tree.leaves(batch_in)} == {(4,)}
 
 
-def test_bfloat16_convolutions_are_bfloat16(split):
-    """In the compiled program, none but the last (conv_out, which is float32 on purpose) puts out float32 images."""
-    found = re.findall(r'= (\w+)\[\S+ convolution\(.*op_name="([^"]*conv_general_dilated)"', split[1].as_text())
-    forward = [(dtype, name) for dtype, name in found if "transpose(" not in name]
-    assert "bf16" in {dtype for dtype, _ in forward}
-    assert all("conv_out" in name for dtype, name in forward if dtype == "f32"), forward
+def operations(split, kind):
+    """(dtype, shape, where in the network) of each operation of a kind in the compiled program."""
+    found = re.findall(rf'= (\w+)\[([\d,]*)\]\S* {kind}\(.*?op_name="(.*?)"', split[1].as_text())
+    return [(dtype, tuple(int(n) for n in shape.split(",") if n), name) for dtype, shape, name in found]
+
+
+def test_bfloat16_convolutions_are_bfloat16_forward_and_backward(split):
+    """None but the last, conv_out, whose output is float32 on purpose, puts out float32 images or gradients."""
+    found = [(dtype, name) for dtype, _, name in operations(split, "convolution") if "conv_general_dilated" in name]
+    assert sum("transpose(" in name for _, name in found) > 10 and "bf16" in {dtype for dtype, _ in found}
+    assert all("conv_out" in name for dtype, name in found if dtype == "f32"), found
+
+
+def test_nothing_is_transposed_around_convolutions(split):
+    """Images keep the layout they have: vectors aside, no operation changes the order of axes."""
+    assert operations(split, "convolution") != []
+    assert [found for found in operations(split, "transpose") if len(found[1]) > 2] == []
+
+
+def test_of_what_is_gathered_all_are_weights(split):
+    """An all-gather is of a parameter, in bfloat16 where it is computed with so, and never of an activation."""
+    gathered = operations(split, "all-gather")
+    assert len(gathered) > 20
+    assert [found for found in gathered if not found[2].startswith("state.params")] == []
+    assert {dtype for dtype, shape, name in gathered if "conv1" in name} == {"bf16"}
