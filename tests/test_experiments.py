@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.experiments import common, few_steps
+from benchmarks.experiments import common, eta
 
 
 def write_idx(path, array):
@@ -16,7 +16,7 @@ def write_idx(path, array):
 
 
 @pytest.mark.slow
-def test_few_steps_trains_both_ways_measures_and_measures_nothing_twice(tmp_path, monkeypatch):
+def test_eta_trains_measures_and_measures_nothing_twice(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name in ("train", "t10k"):
         write_idx(tmp_path / f"{name}-images-idx3-ubyte", rng.integers(0, 256, (100, 28, 28)))
@@ -39,17 +39,17 @@ def test_few_steps_trains_both_ways_measures_and_measures_nothing_twice(tmp_path
     monkeypatch.setattr(common, "Ruler", Small)
     monkeypatch.setattr(common, "BATCH", 48)
     monkeypatch.setattr(common, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(few_steps, "TRAIN_STEPS", 1)
-    monkeypatch.setattr(few_steps, "STEPS", (1, 2))
+    monkeypatch.setattr(eta, "ETAS", (0.0, 1.0))
+    monkeypatch.setattr(eta, "STEPS", (10, 20))
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["few_steps", "--data", str(tmp_path), "--runs", str(tmp_path), "--out", str(out)])
-    few_steps.main()
+    monkeypatch.setattr(sys, "argv", ["eta", "--data", str(tmp_path), "--runs", str(tmp_path), "--out", str(out)])
+    eta.main()
     rows = json.loads((out / "results.json").read_text())["rows"]
-    assert len(rows) == 4 + 1 + 2 * 2  # the teacher, the floor, both kinds at both numbers of steps
-    assert len({row["what"] for row in rows}) == 4  # three networks and the floor
+    assert [(row["sampler"], row["steps"]) for row in rows[1:3]] == [("ddim eta=0", 10), ("ddim eta=1", 10)]
+    assert len(rows) == 1 + 4 and len({row["what"] for row in rows}) == 2  # the floor and one network
     table = (out / "table.md").read_text()
-    assert "| distilled, lcm | 2 |" in table and "n = 96" in table and rows[0]["reference"]["digest"] in table
+    assert "| eta | 10 steps | 20 steps |" in table and "n = 96" in table and rows[0]["reference"]["digest"] in table
     assert (out / "plot.png").stat().st_size > 0
 
-    few_steps.main()
-    assert len(drawn) == 8 and (out / "table.md").read_text() == table
+    eta.main()
+    assert len(drawn) == 4 and (out / "table.md").read_text() == table

@@ -18,14 +18,14 @@ def main() -> None:
     place = common.start("averages_guidance", __doc__)
     run, ruler = common.base_run(place), common.Ruler(place, 1000)
     plain = Sampling(sampler="dpmpp_2m", steps=10)
-    floor, state, rows = ruler.floor(), restore(run.workdir), []
+    floor, state, rows = ruler.floor(), restore(run.workdir, sharding=common.everywhere()), []
     for scale in SCALES:
         row = ruler.row(run, dataclasses.replace(plain, guidance=scale))
         rows.append((f"exponential, {run.config.train.ema_decay}", "", row))
         write(place, floor, rows)
     rows.append(("none (the last parameters)", "", ruler.row(run._replace(params=state.params), plain, ema=0.0)))
     for width in WIDTHS if run.config.train.posthoc_ema else ():
-        params = reconstruct(run.workdir, state, run.config.train.posthoc_ema, width)
+        params = reconstruct(run.workdir, state, run.config.train.posthoc_ema, width, common.everywhere())
         row = ruler.row(run._replace(params=params), plain, ema=width, average="power function")
         rows.append(("power function, post hoc", width, row))
         write(place, floor, rows)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures, samplers, training_job
 from jaxdiff.builders import build_model, build_sample
@@ -101,8 +102,13 @@ def trained(place: Place, name: str, config: Config) -> Run:
         print(line, file=sys.stderr)
         if code:
             raise SystemExit(code)
-    state = restore(workdir)
+    state = restore(workdir, sharding=everywhere())
     return Run(config, state.ema_params, int(state.step), workdir)
+
+
+def everywhere() -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(make_mesh(), PartitionSpec())
 
 
 def _steps(workdir: Path) -> int:
@@ -113,7 +119,7 @@ def _steps(workdir: Path) -> int:
 def base_run(place: Place) -> Run:
     """The run which most experiments sample from: of `base`, or the one that was asked for."""
     if place.run is not None:
-        state = restore(place.run)
+        state = restore(place.run, sharding=everywhere())
         return Run(read_run(place.run), state.ema_params, int(state.step), place.run)
     return trained(place, "fashion_mnist_small", base(place))
 

@@ -34,7 +34,9 @@ def main() -> None:
     floor, widest = ruler.floor(), run.config.train.posthoc_ema[-1]
     rows: list[common.Row] = []
     for step in steps_in(directory_of(run.workdir, FOLDER)):
-        average = restore(run.workdir, step, None, FOLDER).posthoc[str(len(run.config.train.posthoc_ema) - 1)]
+        average = restore(run.workdir, step, common.everywhere(), FOLDER).posthoc[
+            str(len(run.config.train.posthoc_ema) - 1)
+        ]
         kept = run._replace(params=average, step=step)
         rows.append(ruler.row(kept, Sampling(sampler="dpmpp_2m", steps=10), ema=widest, average="power function"))
         points = [(row["step"], row["values"]["fid"]) for row in rows]
