@@ -16,6 +16,7 @@ import tyro
 from jaxdiff.config import Config, Method, flat, validate
 from jaxdiff.config_files import load
 from jaxdiff.errors import RunError, UserError
+from jaxdiff.places import place
 from jaxdiff.schema import nearest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -56,7 +57,7 @@ class TrainArguments(_Arguments):
 class SampleArguments(_Arguments):
     """Draw samples from a run with its EMA parameters, or images of a text from a Stable Diffusion folder."""
 
-    workdir: tyro.conf.Positional[Path]
+    workdir: tyro.conf.Positional[str]
     """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
     sampler: Method | None = None
     """Sampling method; default: the run's own, and so for the next three."""
@@ -76,7 +77,7 @@ class SampleArguments(_Arguments):
     """How many to draw at once; default 64, or 4 with --prompt."""
     trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
     """Draw the walk from noise to image instead: x_t and the x_0 estimate."""
-    out: Path | None = None
+    out: str | None = None
     """FILE.png (a grid), FILE.npz (arrays), a folder (single PNGs); with --trajectory FILE.png or FILE.gif."""
     prompt: str | None = None
     """A text to make images of."""
@@ -175,8 +176,9 @@ def _sample(argv: list[str]) -> tuple[int, str]:
     def draw() -> tuple[int, str]:
         from jaxdiff import prompt_job, sampling_job
 
-        job = prompt_job if prompt_job.takes_prompt(arguments.workdir) else sampling_job
         asked = {name: value for name, value in vars(arguments).items() if name not in vars(_Arguments())}
+        asked |= {"workdir": place(arguments.workdir), "out": arguments.out and place(arguments.out)}
+        job = prompt_job if prompt_job.takes_prompt(asked["workdir"]) else sampling_job
         return job.draw(sampling_job.Request(**asked))
 
     return processes.run(_place(arguments), "sample.py", draw)

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxdiff.config import Config, flat, validate
 from jaxdiff.errors import UserError
+from jaxdiff.places import Place
 from jaxdiff.schema import decode, nearest
 
 _MAX_BYTES = 1 << 16  # of config.json
@@ -21,6 +22,7 @@ _MAX_BYTES = 1 << 16  # of config.json
 MAY_CHANGE = (
     "workdir",
     "data.path",  # the data's own fingerprint is compared instead
+    "data.on_error",
     "train.steps",
     "train.steps_per_call",
     "train.checkpoint_every",
@@ -90,15 +92,17 @@ def from_json(text: str, where: str = "config.json") -> Config:
         raise UserError(f"{where} is not JSON that jaxdiff wrote: {error}") from None
 
 
-def read_run(workdir: Path) -> Config:
+def read_run(workdir: Place) -> Config:
     """The config of the run that workdir holds.
 
     Raises:
       UserError: there is no config.json, or it is not one that `from_json` accepts.
     """
     path = workdir / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{workdir} holds no run (no config.json); train one with train.py --workdir {workdir}")
-    if path.stat().st_size > _MAX_BYTES:
+    with path.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
         raise UserError(f"{path} is larger than {_MAX_BYTES} bytes; it is not one that jaxdiff wrote")
-    return from_json(path.read_text(errors="replace"), str(path))
+    return from_json(content.decode(errors="replace"), str(path))

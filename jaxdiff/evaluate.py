@@ -13,8 +13,8 @@ scores.json and out of the table. Several processes are started as those of samp
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from jaxdiff import places
 from jaxdiff.cli import exit_code, use_compilation_cache
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS
 from jaxdiff.evaluation_job import Evaluation
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m jaxdiff.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workdir", type=Path, help="the run")
+    parser.add_argument("workdir", type=places.place, help="the run")
     known = ", ".join([*METRICS, *LIKELIHOODS])
     parser.add_argument("--metrics", default="fid,kid", help=f"of {known}; default fid,kid")
     parser.add_argument("--sampler", help="methods, by commas; default the run's own")

@@ -5,12 +5,12 @@ and renamed into it, so that a reader never sees half a picture.
 """
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from jaxdiff.places import Place, write_whole
 
 _GAP = 2  # white pixels around each image
 _MIN_SIDE = 32  # smaller images are enlarged by a whole factor to at least this
@@ -50,22 +50,11 @@ def grid(images: UInt8[np.ndarray, "n h w c"], rows: int) -> UInt8[np.ndarray, "
     return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def write_png(path: Path, image: UInt8[np.ndarray, "h w c"]) -> None:
+def write_png(path: Place, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Writes one image [h, w, c] as PNG, making the folders above it."""
     buffer = io.BytesIO()
     _pil(image).save(buffer, format="PNG")
     write_whole(path, buffer.getvalue())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that path holds either what it held before or all of content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def trajectory_sheet(
@@ -95,7 +84,7 @@ def trajectory_sheet(
 
 
 def write_trajectory_gif(
-    path: Path,
+    path: Place,
     x_t: Float[np.ndarray, "states n h w c"],
     x_0: Float[np.ndarray, "steps n h w c"],
     times: Float[np.ndarray, " states"],

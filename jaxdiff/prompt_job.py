@@ -23,6 +23,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import classifier_free
 from jaxdiff.interop.pipeline import INDEX, Pipeline, read_pipeline
 from jaxdiff.interop.schedulers import Scheduler
+from jaxdiff.places import Place
 from jaxdiff.samplers import METHODS, sample, sample_keys
 from jaxdiff.samplers.base import normal_like
 from jaxdiff.sampling_job import Request, check_numbers, check_out, write_images
@@ -32,9 +33,9 @@ from jaxdiff.training.parallel import make_mesh
 GUIDANCE, STEPS = 7.5, 50  # unless the request says otherwise, as in diffusers
 
 
-def takes_prompt(folder: Path) -> bool:
+def takes_prompt(folder: Place) -> bool:
     """Whether a folder is a pipeline's and not a run."""
-    return (folder / INDEX).is_file()
+    return (folder / INDEX).exists()
 
 
 def draw(request: Request) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -15,6 +14,7 @@ from jaxdiff.builders import build_model, build_sample, build_times, check_run
 from jaxdiff.config import Config, Method, Sampling, validate
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
+from jaxdiff.places import Place
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.parallel import make_mesh
@@ -28,7 +28,7 @@ WALKS = 4  # samples in a trajectory, unless --num says otherwise
 class Request:
     """What sample.py was asked for; None is the run's own or the usual choice."""
 
-    workdir: Path
+    workdir: Place
     sampler: Method | None = None
     steps: int | None = None
     eta: float | None = None
@@ -38,7 +38,7 @@ class Request:
     classes: tuple[int, ...] = ()
     batch_size: int | None = None
     trajectory: bool = False
-    out: Path | None = None
+    out: Place | None = None
     prompt: str | None = None
     negative_prompt: str = ""
     height: int | None = None
@@ -102,7 +102,7 @@ def _sampling(base: Sampling, request: Request) -> Sampling:
     return dataclasses.replace(base, **asked)
 
 
-def _default_out(request: Request, sampling: Sampling) -> Path:
+def _default_out(request: Request, sampling: Sampling) -> Place:
     kind = "walk" if request.trajectory else "samples"
     return request.workdir / "samples" / f"{kind}_{sampling.sampler}{sampling.steps}_seed{request.seed}.png"
 
@@ -134,7 +134,7 @@ def check_numbers(request: Request, num: int, batch_size: int) -> None:
         raise UserError(f"--seed {request.seed} must lie in 0..{2**32 - 1}")
 
 
-def check_out(out: Path, legal: tuple[str, ...], num: int) -> None:
+def check_out(out: Place, legal: tuple[str, ...], num: int) -> None:
     """Refuses a place where num samples cannot be written, before they are drawn."""
     if out.suffix not in legal:
         kinds = ", ".join(f"{suffix or 'no suffix'} ({SUFFIXES[suffix]})" for suffix in legal)
@@ -160,7 +160,7 @@ def _names(num: int, images: Any) -> list[tuple[str, Any]]:
     return [(f"{i:06}.png", None if images is None else images[i]) for i in range(num)]
 
 
-def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None = None, classes: int = 0) -> None:
+def write_images(out: Place, images: np.ndarray, labels: np.ndarray | None = None, classes: int = 0) -> None:
     """A grid with a class a row, a folder of single images, or arrays."""
     if out.suffix == ".png":
         rows = min(classes, len(images)) or round(len(images) ** 0.5)
@@ -177,7 +177,7 @@ def write_images(out: Path, images: np.ndarray, labels: np.ndarray | None = None
             pictures.write_png(out / name, image)
 
 
-def _write_trajectory(out: Path, walk: Any, times: np.ndarray) -> None:
+def _write_trajectory(out: Place, walk: Any, times: np.ndarray) -> None:
     if out.suffix == ".gif":
         pictures.write_trajectory_gif(out, walk.x_t, walk.x_0, times)
     else:

@@ -16,6 +16,7 @@ from jaxdiff.builders import build_sample
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
 from jaxdiff.errors import RunError, UserError
+from jaxdiff.places import Place, in_bucket
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
 from jaxdiff.training import parallel, processes
@@ -26,7 +27,7 @@ from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Cadence, run
 from jaxdiff.training.profiling import Profile
 from jaxdiff.training.snapshots import Snapshots
-from jaxdiff.training.sources import open_dataset
+from jaxdiff.training.sources import Source, open_dataset
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.stopping import StopRequest
 from jaxdiff.training.storage_faults import kind, reason, remedy
@@ -50,10 +51,8 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
-    if "://" in config.workdir:
-        raise UserError(
-            f"--workdir {config.workdir} is no folder; mount the bucket (see docs/launch) and name the folder"
-        )
+    if profile and in_bucket(config.workdir):
+        raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(_leave) as stop:
         data = config.data
@@ -61,7 +60,7 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
         program = Program(config, source)
         processes.agree({"the data's fingerprint": source.fingerprint})
         try:
-            with owned(Path(config.workdir)) as workdir:
+            with owned(config.workdir) as workdir:
                 if jax.process_index() == 0:
                     check_workdir(config, workdir)
                 return _train(config, program, workdir, began, stop, profile)
@@ -80,11 +79,11 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
 
 
 def _train(
-    config: Config, program: Program, workdir: Path, began: float, stop: StopRequest, profile: int
+    config: Config, program: Program, workdir: Place, began: float, stop: StopRequest, profile: int
 ) -> tuple[int, str]:
     train, source, leads = config.train, program.source, jax.process_index() == 0
     processes.barrier("the workdir is process 0's")
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
         state, meta = _start(config, program, checkpoints)
         first = int(state.step)
@@ -96,14 +95,18 @@ def _train(
         log = stack.enter_context(contextlib.closing(Log(workdir, first))) if leads else None
         rows = parallel.local_rows(program.mesh, train.batch_size)
         batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
+        substitutes = (
+            _Substitutes(source, meta.get("substituted", ())) if config.data.on_error == "substitute" else None
+        )
         ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
+        ahead = substitutes.counted(ahead, first) if substitutes else ahead
         every = train.checkpoint_every, train.sample_every, train.steps_per_call
         cadence = Cadence(train.steps, train.log_every, *every)
         placed = (program.place(list(itertools.islice(ahead, count))) for count in cadence.calls(first))
         bar = Progress(first, train.steps, train.batch_size) if leads else None
         progress = stack.enter_context(contextlib.closing(bar)) if bar else None
         draw = _pictures(config, program, workdir)
-        ledger = stack.enter_context(contextlib.closing(Ledger(workdir / "clock.json", began))) if leads else None
+        ledger = last.enter_context(contextlib.closing(Ledger(workdir / "clock.json", began))) if leads else None
         clock = ledger.clock(first, meta.get("seconds")) if ledger else Clock(began)
 
         snapshots = Snapshots(workdir) if train.posthoc_ema else None
@@ -118,17 +121,20 @@ def _train(
             if snapshots and step % train.checkpoint_every == 0:
                 snapshots.take(state)
             about = {"shape": list(source.shape), "num_classes": source.num_classes}
-            about |= {"fingerprint": source.fingerprint, "skipped": skipped}
+            about |= {"fingerprint": source.fingerprint, "skipped": skipped, "substituted": sorted(source.substituted)}
+            if log:
+                log.upload()
             checkpoints.save(state, {**about, "seconds": clock.totals()})
 
         if profile:
-            trace = Profile(workdir / "profile", -(-profile // train.steps_per_call), report)
+            trace = Profile(Path(config.workdir, "profile"), -(-profile // train.steps_per_call), report)
             step = stack.enter_context(contextlib.closing(trace)).wrap(step)
         utilisation = Utilisation(config, program)
 
         def write(step: int, values: dict[str, Any]) -> None:
             if log:
-                log.write(step, {**values, **utilisation(values["images_per_s"])})
+                counts = {"substituted": substitutes.until(step)} if substitutes else {}
+                log.write(step, {**values, **counts, **utilisation(values["images_per_s"])})
 
         state, done = run(
             state,
@@ -147,6 +153,7 @@ def _train(
         )
         with clock("checkpoint"):
             checkpoints.wait()
+            stack.close()
         if ledger:
             ledger.close(done, clock.totals())
     if done < train.steps:
@@ -177,7 +184,7 @@ def _start(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[
     return state, meta
 
 
-def _pictures(config: Config, program: Program, workdir: Path) -> Any:
+def _pictures(config: Config, program: Program, workdir: Place) -> Any:
     """(state, step) -> a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
     classes = min(config.model.num_classes, 10)
     rows = classes or COLUMNS
@@ -194,12 +201,38 @@ def _pictures(config: Config, program: Program, workdir: Path) -> Any:
     return write
 
 
-def _checked(batches: Iterable[Batch], workdir: Path) -> Iterator[Batch]:
+def _checked(batches: Iterable[Batch], workdir: Place) -> Iterator[Batch]:
     """The batches; a record that turns out to be corrupt only when its turn comes ends the run, not the command."""
     try:
         yield from batches
     except UserError as error:
         raise RunError(f"{error}; what was saved is in {workdir}") from error
+
+
+class _Substitutes:
+    """How many records were found corrupt and replaced by each step: a function of the steps done, however started.
+
+    Of several processes each counts those of its own rows.
+
+    Args:
+      source: of the batches.
+      known: the records found by the steps before; a data set in memory knows all that it has.
+    """
+
+    def __init__(self, source: Source, known: Iterable[int]):
+        source.substituted.update(known)
+        self._source, self._found = source, [(0, len(source.substituted))]
+
+    def counted(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+        """The batches of step first and on."""
+        for step, batch in enumerate(batches, first + 1):
+            if len(self._source.substituted) != self._found[-1][1]:
+                self._found.append((step, len(self._source.substituted)))
+            yield batch
+
+    def until(self, step: int) -> int:
+        """The count once so many steps were done."""
+        return next(count for at, count in reversed(self._found) if at <= step)
 
 
 def _leave(name: str) -> None:
@@ -209,12 +242,12 @@ def _leave(name: str) -> None:
     os._exit(75)
 
 
-def _stopped(stop: StopRequest, done: int, steps: int, workdir: Path) -> str:
+def _stopped(stop: StopRequest, done: int, steps: int, workdir: Place) -> str:
     at = f"stopped by {stop.name} after step {done} of {steps}, all saved in {workdir}"
     return f"{at}; run the same command again to go on"
 
 
-def _closing(workdir: Path, steps: int, now: int, seconds: dict[str, float]) -> str:
+def _closing(workdir: Place, steps: int, now: int, seconds: dict[str, float]) -> str:
     """One line: what was done, what the time went to, where it is, and what to run next."""
     long = {name.replace("_", " "): value for name, value in seconds.items() if name != "total" and value >= 0.5}
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in long.items())

@@ -2,29 +2,49 @@
 
 import contextlib
 import fcntl
+import json
 import os
+import sys
+import threading
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 
 from jaxdiff.config import Config
 from jaxdiff.config_files import read_run, refuse_other_run
 from jaxdiff.errors import UserError
+from jaxdiff.places import Place, in_bucket, place, write_whole
+from jaxdiff.training.storage_faults import reason
+
+BEAT_S = 10.0  # between the signs of life of who owns a bucket's folder
+LEASE_S = 3 * BEAT_S  # without one, and it is free
+SETTLE_S = 3.0  # between writing that it is ours and reading whether it still is
 
 
 @contextlib.contextmanager
-def owned(workdir: Path) -> Iterator[Path]:
+def owned(name: os.PathLike | str) -> Iterator[Place]:
     """The workdir, made where it is missing, locked against a second job until the process ends, however it does.
 
-    Process 0 holds the lock, and removes what a killed process left half written.
+    Process 0 holds the lock, and removes what a killed process left half written. In a bucket, whose files cannot be
+    locked, the lock is a file with a sign of life; after a process that was killed it holds for LEASE_S more.
 
     Raises:
       UserError: it cannot be written, or another process has it.
     """
+    workdir = place(name)
     if jax.process_index() != 0:
         yield workdir
         return
+    with _lease(workdir / ".lock") if in_bucket(workdir) else _lock(Path(workdir)):
+        yield workdir
+
+
+@contextlib.contextmanager
+def _lock(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / ".lock").open("a+")
@@ -35,17 +55,102 @@ def owned(workdir: Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from None
+            raise UserError(_in_use(workdir, file.read().strip() or "another process")) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.write(_me())
         file.flush()
         for half in (*workdir.glob(".*.tmp"), *workdir.glob("samples/.*.tmp")):
             half.unlink(missing_ok=True)
-        yield workdir
+        yield
 
 
-def check_workdir(config: Config, workdir: Path) -> None:
+@contextlib.contextmanager
+def _lease(file: Place) -> Iterator[None]:
+    """The lock of a bucket's folder: who wrote last, and goes on writing, has it.
+
+    Two who begin at once both write and then read, SETTLE_S later: the first to write sees the other and leaves.
+    """
+    workdir, token = file.parent, uuid.uuid4().hex
+    try:
+        _wait_for_the_one_before(file)
+        _write_lease(file, token, 0)
+        time.sleep(SETTLE_S)
+        owner = _read_lease(file)
+    except UserError:
+        raise
+    except Exception as error:  # of whichever client library: no credentials, no such bucket, not installed
+        raise UserError(
+            f"cannot write to {workdir}: {reason(error)}; see docs/launch for what a bucket needs"
+        ) from error
+    if owner.get("token") != token:
+        raise UserError(_in_use(workdir, str(owner.get("owner", "another process"))))
+    over = threading.Event()
+    beating = threading.Thread(target=_beat, args=(file, token, over), daemon=True, name="lease")
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
+        with contextlib.suppress(Exception):  # it runs out by itself
+            file.unlink(missing_ok=True)
+
+
+def _wait_for_the_one_before(file: Place) -> None:
+    """Returns when nobody has the folder. Raises UserError once its owner has shown a sign of life."""
+    before, since = _read_lease(file), time.monotonic()
+    if before:
+        line = f"{file.parent} was in use by {before.get('owner')}; waiting {LEASE_S:.0f} s for a sign of life"
+        print(line, file=sys.stderr, flush=True)
+    while before and time.monotonic() - since < LEASE_S:
+        time.sleep(min(1.0, BEAT_S / 4))
+        now = _read_lease(file)
+        if now and now != before:
+            raise UserError(_in_use(file.parent, str(now.get("owner"))))
+        before = now
+
+
+def _beat(file: Place, token: str, over: threading.Event) -> None:
+    """Signs of life, until the job is over or another has the folder."""
+    number = 0
+    while not over.wait(BEAT_S):
+        number += 1
+        with contextlib.suppress(Exception):  # a sign missed is no reason to stop
+            owner = _read_lease(file)
+            if owner and owner.get("token") != token:
+                _leave(f"{file.parent} was taken over by {owner.get('owner')}: this process was silent for too long")
+            _write_lease(file, token, number)
+
+
+def _leave(line: str) -> NoReturn:
+    print(f"train.py: {line}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _write_lease(file: Place, token: str, number: int) -> None:
+    write_whole(file, json.dumps({"owner": _me(), "token": token, "beat": number}).encode())
+
+
+def _read_lease(file: Place) -> dict[str, Any]:
+    """What the file says, {} where there is none."""
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return {"owner": "another process"}
+    return content if isinstance(content, dict) else {"owner": "another process"}
+
+
+def _me() -> str:
+    return f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def _in_use(workdir: Place, owner: str) -> str:
+    return f"{workdir} is in use by {owner}; wait for it, or choose another --workdir"
+
+
+def check_workdir(config: Config, workdir: Place) -> None:
     """Refuses a workdir that holds a run of another config.
 
     Raises:

@@ -314,10 +314,17 @@ def test_wrong_input_is_one_line_and_writes_nothing(config, tmp_path, capsys, mo
     assert not any(tmp_path.iterdir())
 
 
-def test_a_bucket_is_no_workdir(config, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("workdir", "options", "words"),
+    [
+        ("ftp://host/run", [], "ftp://host/run is no place for files; name a folder, or an address in gs:// or s3://"),
+        ("gs://bucket/run", ["--profile", "2"], "--profile needs a --workdir on this machine"),
+    ],
+)
+def test_what_cannot_be_a_workdir(config, tmp_path, capsys, monkeypatch, workdir, options, words):
     monkeypatch.chdir(tmp_path)
-    assert _train(config, "gs://bucket/run") == 2
-    assert "gs://bucket/run is no folder; mount the bucket" in _refusal(capsys)
+    assert _train(config, workdir, *options) == 2
+    assert words in _refusal(capsys)
     assert not any(tmp_path.iterdir())
 
 

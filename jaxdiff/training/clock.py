@@ -9,10 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.pictures import write_whole
+from jaxdiff.places import Place, in_bucket, write_whole
 
-SPANS = ("startup", "compile", "data_wait", "productive", "checkpoint", "sampling", "lost")
+SPANS = ("startup", "compile", "data_wait", "productive", "logging", "checkpoint", "sampling", "lost")
 BEAT_S = 0.1  # between signs of life: how exactly the end of a killed process is known
+BUCKET_BEAT_S = 10.0  # the same in a bucket, where each is an object written anew
+
+
+def process_start(default: float) -> float:
+    """When this process was started, in `time.time` seconds: before the interpreter was; default if unknown.
+
+    >>> 0 <= time.time() - process_start(0.0)
+    True
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):  # Linux alone says it
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.time() - age
+    return default
 
 
 class Clock:
@@ -65,7 +79,8 @@ class Ledger:
     """The time that all starts of a run have spent, in a file whose modification time is a sign of life.
 
     A process that is killed writes nothing any more. So the file says when this start began and what the starts
-    before it had spent; a thread touches it ten times a second, and the next start adds what lies between.
+    before it had spent; a thread touches it ten times a second, and the next start adds what lies between. In a
+    bucket, whose files cannot be touched, it is written anew every ten seconds, with the time.
 
     Args:
       path: the file; made or replaced.
@@ -75,7 +90,7 @@ class Ledger:
       spent: seconds that earlier starts spent in all.
     """
 
-    def __init__(self, path: Path, began: float):
+    def __init__(self, path: Place, began: float):
         self._path, self._began = path, began
         self.spent, self._closed = _earlier(path)
         self._write(None)
@@ -107,25 +122,28 @@ class Ledger:
         self._write(None if step is None else {"step": step, "seconds": seconds})
 
     def _write(self, closed: dict[str, Any] | None) -> None:
-        content = {"began": self._began, "spent": round(self.spent, 3), "closed": closed}
+        content = {"began": self._began, "spent": round(self.spent, 3), "alive": time.time(), "closed": closed}
         write_whole(self._path, json.dumps(content).encode())
         self._touch()
 
     def _touch(self) -> None:
-        now = time.time()
-        os.utime(self._path, (now, now))  # the clock of this machine, not of a file server
+        if not in_bucket(self._path):
+            now = time.time()
+            os.utime(self._path, (now, now))  # the clock of this machine, not of a file server
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a sign of life missed is no reason to stop
-                self._touch()
+        bucket = in_bucket(self._path)
+        while not self._stop.wait(BUCKET_BEAT_S if bucket else BEAT_S):
+            with contextlib.suppress(Exception):  # a sign of life missed is no reason to stop
+                self._write(None) if bucket else self._touch()
 
 
-def _earlier(path: Path) -> tuple[float, dict[str, Any] | None]:
+def _earlier(path: Place) -> tuple[float, dict[str, Any] | None]:
     """(seconds spent, account if the last start ended well) from a ledger; nothing from none, or one cut short."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text())
-        spent = float(content["spent"]) + max(0.0, path.stat().st_mtime - float(content["began"]))
+        alive = float(content["alive"]) if in_bucket(path) else os.stat(path).st_mtime
+        spent = float(content["spent"]) + max(0.0, alive - float(content["began"]))
         closed = content["closed"]
         if closed is not None:
             closed = {

@@ -76,8 +76,8 @@ class Batches:
         """Batches start_step, start_step + 1, ... for ever, made in the background."""
         workers: list[BaseProcess] = []
         if isinstance(self.source, RecordSource):
-            return Prefetch(_from_workers(self, self.source, start_step, workers), workers)
-        return Prefetch((self[step] for step in count(start_step)), workers)
+            return Prefetch(_from_workers(self, start_step, workers), workers, self.source)
+        return Prefetch((self[step] for step in count(start_step)), workers, self.source)
 
     def _records(self, step: int) -> Int64[np.ndarray, " rows"]:
         total = len(self.source)
@@ -109,8 +109,8 @@ class Prefetch:
         wait_seconds: How long `next` has waited in all, so far.
     """
 
-    def __init__(self, batches: Generator[Batch], workers: list[BaseProcess]):
-        self._batches, self._workers = batches, workers
+    def __init__(self, batches: Generator[Batch], workers: list[BaseProcess], source: Source):
+        self._batches, self._workers, self._source = batches, workers, source
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead = deque(self._thread.submit(next, batches) for _ in range(_AHEAD))
         self.wait_seconds = 0.0
@@ -129,6 +129,8 @@ class Prefetch:
                 wait([self._ahead[0]], timeout=_POLL_SECONDS)
             self._check_workers()
             batch = self._ahead.popleft().result()
+            if isinstance(self._source, RecordSource):  # noted when used: the count does not depend on what is ahead
+                self._source.note_corrupt(batch.pop("corrupt").tolist())
         except Exception:
             self.close()
             raise
@@ -186,9 +188,7 @@ def _end_with_parent(index: int, count: int) -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def _from_workers(
-    batches: Batches, source: RecordSource, start_step: int, workers: list[BaseProcess]
-) -> Generator[Batch]:
+def _from_workers(batches: Batches, start_step: int, workers: list[BaseProcess]) -> Generator[Batch]:
     """The batches, each made whole by one of Grain's worker processes; appends the processes to `workers`."""
     import grain  # half a second, and only needed here
 
@@ -209,7 +209,6 @@ def _from_workers(
                 workers.extend(worker for worker in multiprocessing.active_children() if worker not in before)
             batch = {name: np.array(array) for name, array in shared.items()}  # out of the shared memory
             del shared
-            source.note_corrupt(batch.pop("corrupt").tolist())
             yield batch
     finally:
         iterator.close()

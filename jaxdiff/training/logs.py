@@ -4,33 +4,42 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.pictures import write_whole
+from jaxdiff.places import Place, in_bucket, write_whole
+
+UPLOAD_S = 60.0  # between two, if nothing else asks for one
 
 
 class Log:
     """metrics.jsonl and TensorBoard events of a workdir: one line a `write`, none twice and none missing.
 
     On opening, lines past `step` (of steps that are about to be done again) and a last line cut short by a crash
-    are dropped; the file is replaced as a whole.
+    are dropped; the file is replaced as a whole. A bucket's files cannot be appended to: they are written in a folder
+    of this machine, and go there whole, now and then and with every `upload`.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Place, step: int):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 
+        self._bucket = workdir if in_bucket(workdir) else None
+        self._folder = Path(tempfile.mkdtemp(prefix="jaxdiff-log-")) if self._bucket else Path(workdir)
         path = workdir / "metrics.jsonl"
         lines = _lines(path) if path.exists() else ()
+        path = self._folder / path.name
         write_whole(path, "".join(text + "\n" for at, text in lines if at <= step).encode())
         self._file = path.open("a")
         # Not SummaryWriter: its thread dies of a full disk, and whoever then closes it waits for ever.
-        self._events = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
+        self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self.upload()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line; numbers also become TensorBoard scalars."""
@@ -44,16 +53,29 @@ class Log:
             if isinstance(value, (int, float)) and math.isfinite(value):  # else TensorBoard's writer complains
                 self._events.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
         self._events.flush()
+        if time.monotonic() - self._uploaded > UPLOAD_S:
+            self.upload()
+
+    def upload(self) -> None:
+        """Brings a bucket up to date; to be called before a checkpoint is saved, so that no line of its steps lacks."""
+        self._uploaded = time.monotonic()
+        if self._bucket:
+            self._events.flush()
+            for file in self._folder.iterdir():
+                write_whole(self._bucket / file.name, file.read_bytes())
 
     def close(self) -> None:
         """Writes what is still in memory."""
+        self.upload()
         self._file.close()
         self._events.close()
+        if self._bucket:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Place) -> Iterator[tuple[int, str]]:
     """(step, text) of each whole line."""
-    for text in path.read_text(errors="replace").splitlines():
+    for text in path.read_bytes().decode(errors="replace").splitlines():
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError, ValueError):
             yield int(json.loads(text)["step"]), text
 

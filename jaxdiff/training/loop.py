@@ -148,7 +148,8 @@ class _Reader:
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         if step % self._cadence.log_every == 0:
             rate, seconds = round(self._rate, 1), self._clock.totals()
-            self._report(step, {**values, "skipped": self.skipped, "images_per_s": rate, "seconds": seconds})
+            with self._clock("logging"):
+                self._report(step, {**values, "skipped": self.skipped, "images_per_s": rate, "seconds": seconds})
         self._show(step, values["loss"], self._rate)
         if self._in_a_row >= MAX_SKIPPED:
             raise DivergedError(

@@ -1,6 +1,6 @@
 """Snapshots of the tracked averages, kept in workdir/ema/STEP like checkpoints, and any other average made of them."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ FOLDER = "ema"
 class Snapshots(Checkpoints):
     """All snapshots of a run; each has a manifest and checksums, and is on disk when `take` returns."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: os.PathLike | str):
         super().__init__(workdir, keep=10**9, folder=FOLDER)
 
     def take(self, state: TrainState) -> None:
@@ -28,7 +28,11 @@ class Snapshots(Checkpoints):
 
 
 def reconstruct(
-    workdir: Path, state: TrainState, tracked: tuple[float, ...], width: float, sharding: Sharding | None = None
+    workdir: os.PathLike | str,
+    state: TrainState,
+    tracked: tuple[float, ...],
+    width: float,
+    sharding: Sharding | None = None,
 ) -> Any:
     """The average of relative width `width` at state.step, from the snapshots up to it and the state's own averages.
 

@@ -1,5 +1,11 @@
 """One starter and one uninterrupted run for all tests of this folder."""
 
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 from tests.faults.harness import CONFIG, Starter, write_images
@@ -33,3 +39,32 @@ def straight(starter, config, tmp_path_factory):
     ended = starter.run(config, "--workdir", str(workdir))
     assert ended.code == 0, ended.err
     return workdir
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of Google's kind on this machine: gs://bucket for this process, and the variables for others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    env = {
+        "STORAGE_EMULATOR_HOST": url,  # gcsfs's name for it
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TENSORSTORE": "none",
+        "NO_GCE_CHECK": "true",
+        "GCE_METADATA_ROOT": "127.0.0.1:1",
+    }
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    script = str(Path(__file__).with_name("bucket.py"))
+    server = subprocess.Popen([sys.executable, script, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield env
+    server.kill()
+    server.wait()

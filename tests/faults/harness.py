@@ -112,10 +112,10 @@ class Starter:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, *arguments: str, devices: int = 1, **faults: tuple) -> Job:
+    def start(self, *arguments: str, devices: int = 1, env: dict[str, str] | None = None, **faults: tuple) -> Job:
         self._number += 1
         out, err = (self._folder / f"{self._number:03}.{name}" for name in ("out", "err"))
-        env = {**self._env, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        env = {**self._env, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **(env or {})}
         request = {"arguments": arguments, "faults": faults, "env": env, "out": str(out), "err": str(err)}
         return Job(self, self._ask(request), out, err)
 

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import rich.progress  # noqa: F401
 import tensorboardX  # noqa: F401
 
-from jaxdiff import cli, training_job  # noqa: F401
+from jaxdiff import cli, training_job, workdir  # noqa: F401
 from jaxdiff.program import Program
 from jaxdiff.training import checkpoints, reading
 from jaxdiff.training.data import Batches
@@ -120,6 +120,11 @@ def flaky_reads(failures: int) -> None:
     reading._patiently = flaky
 
 
+def short_lease(seconds: float) -> None:
+    """Who owns a bucket's folder is known so much sooner to be gone."""
+    workdir.BEAT_S, workdir.LEASE_S, workdir.SETTLE_S = seconds / 3, seconds, seconds / 3
+
+
 FAULTS = {
     fault.__name__: fault
     for fault in (
@@ -128,6 +133,7 @@ FAULTS = {
         slow_steps,
         flaky_store,
         flaky_reads,
+        short_lease,
     )
 }
 
