@@ -1,6 +1,7 @@
 """The DDPM CIFAR-10 U-Net, same weights, against diffusers on torch: forward, whole training step, 50-step DDIM.
 
-    uv run --extra interop benchmarks/against_torch.py TORCH_PYTHON [--pairs 7] [--compile] [--only forward step ddim]
+    uv run --extra interop python -m benchmarks.against_torch TORCH_PYTHON [--pairs 7] [--compile]
+        [--only forward step ddim] [--ways direct winograd]
 
 TORCH_PYTHON is a Python with torch and diffusers (scripts/make_interop_fixtures.py says how to make one). It runs in a
 process of its own, idle while JAX works; the sides take turns, and what counts is the median of the ratios of
@@ -19,6 +20,7 @@ from pathlib import Path
 
 BATCH, DDIM_BATCH, DDIM_STEPS = 8, 4, 50
 CASES = ("forward", "step", "ddim")
+WAYS = ("direct", "winograd")
 
 
 def torch_side(folder: str, compiled: bool) -> None:
@@ -144,31 +146,36 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile on their side (minutes)")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of our convolutions")
     arguments = parser.parse_args()
     from statistics import median
+
+    from benchmarks.turns import table
 
     with tempfile.TemporaryDirectory() as folder:
         export(folder)
         side = [arguments.torch_python, __file__, "--torch-side", folder, str(int(arguments.compile))]
         torch = subprocess.Popen(side, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        ours = {"direct": jax_side(folder, False), "winograd": jax_side(folder, True)}
+        ours = {way: jax_side(folder, way == "winograd") for way in arguments.ways}
 
         def theirs(case: str) -> float:
             print(case, file=torch.stdin, flush=True)
             return json.loads(torch.stdout.readline())
 
-        print("| case | torch s | direct s | ratio | Winograd s | ratio |\n|---|---|---|---|---|---|")
+        head = ["case", "torch compiled s" if arguments.compile else "torch s"]
+        for way in ours:
+            head += [f"{way} s", "ratio"]
+        print(table(head, []), flush=True)
         for case in arguments.only:
             compiling = [seconds(way[case]) for way in ours.values()]
-            theirs(case)
+            compiling.append(theirs(case))
             turns = [(theirs(case), *(seconds(way[case]) for way in ours.values())) for _ in range(arguments.pairs)]
-            times = [median(turn[i] for turn in turns) for i in range(3)]
-            ratios = [median(turn[i] / turn[0] for turn in turns) for i in (1, 2)]
-            print(
-                f"| {case} | {times[0]:.3f} | {times[1]:.3f} | {ratios[0]:.3f} | {times[2]:.3f} | {ratios[1]:.3f} |"
-                f"   first calls {compiling[0]:.1f}, {compiling[1]:.1f} s",
-                flush=True,
-            )
+            times = [median(column) for column in zip(*turns, strict=True)]
+            cells = [case, f"{times[0]:.3f}"]
+            for i, time_ in enumerate(times[1:], 1):
+                cells += [f"{time_:.3f}", f"{median(turn[i] / turn[0] for turn in turns):.3f}"]
+            first = ", ".join(f"{x:.1f}" for x in compiling)
+            print("| " + " | ".join(cells) + f" |   first calls, torch's last: {first} s", flush=True)
         torch.stdin.close()
         torch.wait()
 
