@@ -1,5 +1,5 @@
 # The one command is `make check`: everything CI checks, in the order of how fast it fails.
-.PHONY: check lint types imports docs test parity format
+.PHONY: check lint types imports docs test parity benchmarks format
 
 check: lint types imports docs test
 
@@ -33,3 +33,13 @@ parity:  ## the fixtures of tests/interop anew, and full-size parity with diffus
 	JAX_PLATFORMS=cpu uv run python scripts/parity.py jax /tmp/parity
 	$(TORCH_PYTHON) scripts/parity.py back /tmp/parity
 	uv run pytest tests/interop tests/test_prompt_job.py -m "slow or not slow"
+
+PEERS ?=
+benchmarks:  ## every table of docs/performance.md, on a machine that is otherwise idle; PEERS: see benchmarks/peers.py
+	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --only forward step
+	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --only ddim --ways winograd
+	uv run python -m benchmarks.startup
+	uv run python -m benchmarks.overheads
+	uv run python -m benchmarks.memory
+	uv run python -m benchmarks.scaling
+	uv run python -m benchmarks.peers $(PEERS)
