@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, safetensors
-from jaxdiff.interop.options import fill
+from jaxdiff.interop.options import check_types, fill
 from jaxdiff.interop.scheduler_fields import VERSION
 from jaxdiff.interop.schedulers import read_json, scheduler_config
 from jaxdiff.interop.weights import DIFFUSERS, read_weights
@@ -156,6 +156,7 @@ def unet_fields(config: Mapping[str, Any], *, null_class: bool = False) -> tuple
       UserError: options that our U-Net does not have, all of them.
     """
     c, problems = fill(config, ["UNet2DModel"], _DEFAULTS, _ONLY)
+    check_types(c, _DEFAULTS, _ONLY)
     channels = c["block_out_channels"]
     if c["time_embedding_dim"] not in (None, 4 * channels[0]):
         problems.append(f"time_embedding_dim={c['time_embedding_dim']} (only {4 * channels[0]})")

@@ -4,6 +4,7 @@ A .pt holds tensors and no config: the flags it was trained with have to be give
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,13 +108,15 @@ def openai_fields(
     problems = []
     if size not in _MULTS and not c.get("channel_mult"):
         problems.append(f"image_size={size} without channel_mult (only {', '.join(map(str, _MULTS))})")
+    if steps < 1:
+        problems.append(f"diffusion_steps={steps} (only 1 or more)")
     if steps != 1000 and not c["rescale_timesteps"]:
         problems.append(f"diffusion_steps={steps} without rescale_timesteps (only 1000)")
     if c["num_heads_upsample"] not in (-1, c["num_heads"]):
         problems.append(f"num_heads_upsample={c['num_heads_upsample']} (only num_heads, {c['num_heads']})")
     if problems:
         raise UserError(f"{project} can do what jaxdiff's U-Net cannot: {'; '.join(problems)}")
-    mults = [float(m) for m in (c.get("channel_mult") or _MULTS[size]).split(",")]
+    mults = _listed("channel_mult", c.get("channel_mult") or _MULTS[size])
     if project == "improved-diffusion" and size == 256:
         mults = [1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
     channels = c["num_channels"]
@@ -125,7 +128,7 @@ def openai_fields(
         "channels": channels,
         "channel_mults": tuple(int(m) for m in mults),
         "blocks": c["num_res_blocks"],
-        "attention_resolutions": tuple(int(r) for r in c["attention_resolutions"].split(",")),
+        "attention_resolutions": tuple(int(r) for r in _listed("attention_resolutions", c["attention_resolutions"])),
         "head_dim": None if head_dim == -1 else head_dim,
         "num_heads": c["num_heads"] if head_dim == -1 else None,
         "dropout": c["dropout"],
@@ -166,6 +169,13 @@ def openai_diffusion(flags: Mapping[str, Any], project: str) -> dict[str, Any]:
         else "fixed_large",
         "timestep_spacing": "linspace",
     }
+
+
+def _listed(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if math.isfinite(float(part))]
+    except ValueError:
+        raise UserError(f"flag {name} must be like 1,2,4, not {text[:80]!r}") from None
 
 
 def _value(name: str, value: Any, default: Any) -> Any:

@@ -197,7 +197,7 @@ def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[st
         notes.append("solver_order 3: below 15 steps the last but one of theirs has order 2, ours 3")
     if name == "DPMSolverMultistepScheduler":
         kind = (c["algorithm_type"], c["solver_order"])
-        if not (type(kind[1]) is int and kind in _MULTISTEP):
+        if kind not in list(_MULTISTEP) or type(kind[1]) is not int:
             problems.append(f"algorithm_type={kind[0]!r} with solver_order={kind[1]!r} (only {list(_MULTISTEP)})")
             return "", {}
         if c["final_sigmas_type"] != "zero":
@@ -213,11 +213,11 @@ def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[st
         return "ddim", {"eta": 1.0}
     if name == "DDPMScheduler":
         variance = c["variance_type"]
-        if not isinstance(variance, str) or variance not in VARIANCES:
+        if variance not in list(VARIANCES):
             if variance not in ("learned", "learned_range"):
                 problems.append(f"variance_type={variance!r} (only {', '.join(VARIANCES)})")
             notes.append(f"variance_type {variance!r}: the small variance is used, and the learned one is not")
-        return "ddpm", {"variance": VARIANCES.get(variance, "small")}
+        return "ddpm", {"variance": VARIANCES.get(str(variance), "small")}
     if name == "PNDMScheduler":
         if c["prediction_type"] == "v_prediction":
             notes.append("prediction_type v_prediction: they combine past v, plms past noise")
