@@ -150,7 +150,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from statistics import median
 
-    from benchmarks.turns import table
+    from benchmarks.turns import line, table
 
     with tempfile.TemporaryDirectory() as folder:
         export(folder)
@@ -175,7 +175,7 @@ def main() -> None:
             for i, time_ in enumerate(times[1:], 1):
                 cells += [f"{time_:.3f}", f"{median(turn[i] / turn[0] for turn in turns):.3f}"]
             first = ", ".join(f"{x:.1f}" for x in compiling)
-            print("| " + " | ".join(cells) + f" |   first calls, torch's last: {first} s", flush=True)
+            print(line(cells) + f"   first calls, torch's last: {first} s", flush=True)
         torch.stdin.close()
         torch.wait()
 

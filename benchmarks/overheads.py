@@ -119,7 +119,7 @@ def main() -> None:
     rows = []
     for case in arguments.only:
         rows.append(sampling() if case == "sampling" else training(arguments.turns, arguments.steps, case == "grain"))
-    print(table(["", "bare s a step", "s a step", "added", "waiting for data"], rows))
+    print(table(["", "bare s a step", "s a step", "added", "waiting for data"], rows))  # below what train.py says
 
 
 if __name__ == "__main__":

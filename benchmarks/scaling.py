@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from benchmarks.turns import exponent, table, take_turns
+from benchmarks.turns import exponent, line, table, take_turns
 from configs.digits import config
 from jaxdiff.builders import build_model
 from jaxdiff.config import Config
@@ -50,7 +50,7 @@ def with_batch(rows: int) -> Config:
 
 
 def with_width(channels: int) -> Config:
-    return dataclasses.replace(with_batch(32), model=dataclasses.replace(config.model, channels=channels))
+    return dataclasses.replace(with_batch(16), model=dataclasses.replace(config.model, channels=channels))
 
 
 def ddim(steps: int) -> Callable[[], None]:
@@ -68,7 +68,7 @@ def ddim(steps: int) -> Callable[[], None]:
 SAMPLER = jd.samplers.ddim()
 ROWS: dict[str, tuple[float, list[int], Callable[[int], Callable[[], None]]]] = {
     "batch": (1, [16, 32, 64], lambda n: step(with_batch(n))),
-    "pixels a side": (2, [8, 16, 32], lambda n: step(with_batch(16), n)),
+    "pixels a side": (2, [8, 16, 32], lambda n: step(with_batch(8), n)),
     "width": (2, [32, 64, 128], lambda n: step(with_width(n))),
     "sampling steps": (1, [10, 20, 40, 80], ddim),
 }
@@ -105,9 +105,10 @@ def main() -> None:
     if arguments.one_step:
         print(min(take_turns({"step": step(with_batch(64))}, 5)["step"]))
         return
-    rows = [[name, *measure(*row, arguments.turns)] for name, row in ROWS.items()]
-    rows.append(["devices, simulated", *devices([1, 2, 4, 8], arguments.turns)])
-    print(table(["", "sizes", "seconds", "exponent", "expected"], rows))
+    print(table(["", "sizes", "seconds", "exponent", "expected"], []), flush=True)
+    for name, row in ROWS.items():
+        print(line([name, *measure(*row, arguments.turns)]), flush=True)
+    print(line(["devices, simulated", *devices([1, 2, 4, 8], arguments.turns)]))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,11 @@ def exponent(sizes: list[float], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
+def line(cells: list[object]) -> str:
+    """A row of a table in Markdown."""
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
 def table(head: list[str], rows: list[list[object]]) -> str:
-    """Rows as a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    """Rows under their head, in Markdown."""
+    return "\n".join(line(cells) for cells in (head, ["---"] * len(head), *rows))
