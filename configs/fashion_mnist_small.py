@@ -2,7 +2,8 @@
 
     uv run train.py fashion_mnist_small --data.path FOLDER       # of the four idx files; Debian: dataset-fashion-mnist
 
-0.19 M parameters, 862 images a second of CPU time in training and 3,000 in sampling on a Zen 4 core.
+0.19 M parameters; 862 images a second of CPU time in training and 3,045 in sampling on a Zen 4 core, so five minutes of
+one for the 4,000 steps. Not yet trained to the end: at step 1,350 the loss is about 0.21, and no sample was measured.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Sampling, Train
