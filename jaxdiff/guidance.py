@@ -2,13 +2,15 @@
 
 Every function here is Denoiser -> Denoiser and costs the network evaluations of its parts. The scale has one
 convention throughout: 0 is unconditional, 1 conditional, more exaggerates (Ho & Salimans' w is scale - 1). It may be
-one number or one per example, and may be traced.
+one number or one per example, and may be traced; a value that is known and cannot work raises ValueError.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxdiff.denoisers import Denoiser, Prediction, with_x_0
@@ -30,6 +32,7 @@ def classifier_free(denoise_cond: Denoiser, denoise_uncond: Denoiser, scale: Arr
     >>> classifier_free(cond, uncond, 3.0)(jnp.zeros((1,)), 0.5).x_0.tolist()
     [3.0]
     """
+    _check("scale", scale)
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
         cond, uncond = denoise_cond(x_t, t), denoise_uncond(x_t, t)
@@ -95,6 +98,13 @@ def rescaled_classifier_free(
     x_0 <- rescale x_0 std(x_0 of cond)/std(x_0) + (1 - rescale) x_0, std over each example; the noise follows. (The
     paper rescales the network's output, a v; where there is most noise, v is -x_0.)
 
+    Args:
+      denoise_cond: the denoiser that knows the condition.
+      denoise_uncond: the one that does not.
+      scale: see above; scalar or [batch].
+      schedule: the noise schedule.
+      rescale: in [0, 1]; 0 is `classifier_free`.
+
     Source: Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", eq. 15-16.
 
     >>> from jaxdiff import schedules
@@ -103,6 +113,8 @@ def rescaled_classifier_free(
     >>> denoise(jnp.array([[1.0, -1.0]]), 0.5).x_0.tolist()
     [[1.0, -1.0]]
     """
+    _check("scale", scale)
+    _check("rescale", rescale, 0.0, 1.0)
 
     def rule(cond: jax.Array, uncond: jax.Array) -> jax.Array:
         guided = _mix(uncond, cond, scale)
@@ -133,7 +145,7 @@ def adaptive_projected(
       scale: see above; scalar or [batch].
       schedule: the noise schedule.
       parallel: how much of the parallel part is kept; 1 (and max_norm None) is `classifier_free`.
-      max_norm: d is shortened to this norm (over an example) where it is longer.
+      max_norm: d is shortened to this norm (over an example) where it is longer; >= 0.
 
     Source: Sadat et al. 2024 (APG), algorithm 1.
 
@@ -143,6 +155,10 @@ def adaptive_projected(
     >>> denoise(jnp.zeros((1, 2)), 0.5).x_0.tolist()
     [[1.0, 2.0]]
     """
+    _check("scale", scale)
+    _check("parallel", parallel)
+    if max_norm is not None:
+        _check("max_norm", max_norm, 0.0)
 
     def rule(cond: jax.Array, uncond: jax.Array) -> jax.Array:
         gap = cond - uncond
@@ -173,6 +189,7 @@ def cfg_pp(denoise_cond: Denoiser, denoise_uncond: Denoiser, scale: ArrayLike) -
     >>> float(p.x_0[0]), float(p.noise[0])
     (0.5, 0.0)
     """
+    _check("scale of CFG++", scale, 0.0, 1.0)
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
         cond, uncond = denoise_cond(x_t, t), denoise_uncond(x_t, t)
@@ -208,6 +225,8 @@ def cfg_zero_star(
     >>> float(denoise(jnp.zeros((1, 1)), 0.5).x_0[0, 0])  # x_t - sigma velocity, with velocity 3 whatever the scale
     -1.5
     """
+    _check("scale", scale)
+    _check("zero_above", zero_above, 0.0, 1.0)
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
         m, cond, uncond = schedule(t), denoise_cond(x_t, t), denoise_uncond(x_t, t)
@@ -246,6 +265,7 @@ def classifier_guidance(
     >>> [float(a[0, 0]) for a in guided(jnp.zeros((1, 1)), 0.5)[:2]]
     [1.0, -1.0]
     """
+    _check("scale", scale)
 
     def guided(x_t: jax.Array, t: ArrayLike) -> Prediction:
         p, m = denoise(x_t, t), schedule(t).like(x_t)
@@ -254,6 +274,16 @@ def classifier_guidance(
         return Prediction(p.x_0 + jnp.square(m.sigma) / alpha * push, p.noise - m.sigma * push, p.fraction)
 
     return guided
+
+
+def _check(name: str, value: ArrayLike, low: float = -np.inf, high: float = np.inf) -> None:
+    """Raises ValueError unless value is finite and in [low, high]; a traced value is taken as it is."""
+    if isinstance(value, Tracer):
+        return
+    values = np.asarray(value)
+    if not np.all(np.isfinite(values) & (values >= low) & (values <= high)):
+        legal = f"lie in [{low:g}, {high:g}]" if high < np.inf else "be finite" + (f", >= {low:g}" if low == 0 else "")
+        raise ValueError(f"{name} must {legal}, got {value}")
 
 
 def _in_x_0(

@@ -27,7 +27,8 @@ def time_grid(
 
     spacing:
       trailing   t_i = (N - i)/N: from 1, equal steps, the last as long as the others.
-      leading    multiples of T // N entries plus one: never starts at 1 (trap: the network never sees pure noise).
+      leading    multiples of T // N entries plus one: never starts at 1 (trap: the network never sees pure noise);
+                 on a continuous schedule multiples of 1/N plus 1e-3, or plus 1/N from N = 1000 on.
       linspace   from 1 to t_min in equal steps, then 0.
       quadratic  t_i = ((N - i)/N)^2: more steps where there is little noise.
       log_snr    from 1 to t_min in equal steps of log-SNR, then 0.
@@ -97,7 +98,7 @@ def time_grid(
 
 def _leading(num_steps: int, top: int | None) -> np.ndarray:
     if top is None:
-        return np.arange(num_steps - 1, -1, -1) / num_steps + 1.0 / (1000 * num_steps)
+        return np.arange(num_steps - 1, -1, -1) / num_steps + min(1e-3, 1.0 / num_steps)
     return (np.arange(num_steps - 1, -1, -1) * (top // num_steps) + 1) / top
 
 

@@ -59,6 +59,13 @@ TRAPS = (
         "np.maximum(rising, 1)",
     ),
     Trap(
+        "Only the numbers of steps that divide T are taken",
+        "tests/test_times.py::test_every_number_of_steps_of_a_discrete_schedule",
+        "jaxdiff/times.py",
+        "num_steps < 1 or (top is not None and num_steps > top)",
+        "num_steps < 1 or (top is not None and top % num_steps)",
+    ),
+    Trap(
         "Times outside the schedule clamp or wrap silently",
         "tests/test_schedules.py::test_t_outside_0_and_1_never_passes_silently",
         "jaxdiff/schedules/base.py",
@@ -255,8 +262,40 @@ TRAPS = (
         "(2 + step) / (11 + step)",
     ),
     Trap(
-        "A resumed run that repeats noise, or loses what it had",
+        "A resumed run whose noise starts again: keys that do not follow the step",
         "tests/training/test_step.py::test_keys_follow_step_and_row_alone",
+        "jaxdiff/training/step.py",
+        "step_key = jax.random.fold_in(key, step)",
+        "step_key = jax.random.fold_in(key, 0 * step)",
+    ),
+    Trap(
+        "A resumed run that repeats a step, saved before the counter moved",
+        "tests/training/test_step.py::test_a_step_is_the_optimizers_update_of_the_mean_gradient",
+        "jaxdiff/training/step.py",
+        "return TrainState(state.step + 1, *after), metrics",
+        "return TrainState(state.step, *after), metrics",
+    ),
+    Trap(
+        "A resumed run that lost the history of loss-aware time sampling",
+        "tests/training/test_step.py::test_loss_aware_times_follow_the_loss_whatever_the_accumulation_and_restarts",
+        "jaxdiff/training/checkpoints.py",
+        "jax.tree.unflatten(jax.tree.structure(abstract_state), flat.values()), meta",
+        "jax.tree.unflatten(jax.tree.structure(abstract_state), "
+        "[v * ('loss_history' not in n) for n, v in flat.items()]), meta",
+    ),
+    Trap(
+        "Loss-aware sampling by the losses of one device",
+        "tests/training/test_parallel.py::test_loss_aware_times_do_not_depend_on_the_layout[1-pmap-8]",
+        "jaxdiff/training/step.py",
+        "jax.lax.all_gather(seen, axis_name, tiled=True)",
+        "seen",
+    ),
+    Trap(
+        "Times within a step that a table rounds always to one side: order 2 in place of 3",
+        "tests/samplers/test_order.py::test_order_on_a_table",
+        "jaxdiff/samplers/exponential.py",
+        "at = r - 1e-3 / jnp.maximum(length * schedule.num_steps, 1.0)",
+        "at = r - 1e-3 * length / length",
     ),
     Trap(
         "One key for time and noise",

@@ -6,6 +6,7 @@ Nothing here calls the library, except for the types it returns (Prediction).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +25,31 @@ class GaussianMixture:
 
     def denoiser(self, schedule):
         """The best denoiser: x_0 = sum_k r_k [mu_k + alpha s_k^2 (x - alpha mu_k)/v_k], r_k the responsibilities."""
-        w, mu, s2 = (jnp.asarray(a) for a in (self.weights, self.means, np.square(self.scales)))
+        parts = list(zip(np.log(self.weights).tolist(), self.means.tolist(), self.scales.tolist(), strict=True))
 
         def denoise(x_t, t):
-            m = schedule(t)
-            alpha = jnp.broadcast_to(m.alpha, x_t.shape[:1])[:, None, None]
-            sigma = jnp.broadcast_to(m.sigma, x_t.shape[:1])[:, None, None]
-            v = alpha**2 * s2[None] + sigma**2  # [batch, K, d]
-            gap = x_t[:, None, :] - alpha * mu[None]
-            log_r = jnp.log(w)[None] - 0.5 * jnp.sum(gap**2 / v + jnp.log(v), axis=-1)
-            r = jax.nn.softmax(log_r, axis=1)[:, :, None]
-            x_0 = jnp.sum(r * (mu[None] + alpha * s2[None] * gap / v), axis=1)
-            return Prediction(x_0, jnp.sum(r * sigma * gap / v, axis=1))  # noise of each component: sigma gap / v
+            alpha, sigma = schedule(t)  # one for all, or [batch]
+            axes = [x_t[:, i] for i in range(x_t.shape[1])]  # whole rows of numbers: CPUs do these many at a time
+            logs, shares = [], []
+            for log_w, mu, s in parts:
+                v = [alpha**2 * s_i**2 + sigma**2 for s_i in s]
+                gap = [x - alpha * mu_i for x, mu_i in zip(axes, mu, strict=True)]
+                shares.append([g / v_i for g, v_i in zip(gap, v, strict=True)])
+                logs.append(log_w - 0.5 * sum(g * g / v_i + jnp.log(v_i) for g, v_i in zip(gap, v, strict=True)))
+            top = functools.reduce(jnp.maximum, logs)
+            r = [jnp.exp(log_r - top) for log_r in logs]
+            r = [r_k / sum(r) for r_k in r]
+            x_0 = [
+                sum(
+                    r_k * (mu[i] + alpha * s[i] ** 2 * share[i])
+                    for r_k, (_, mu, s), share in zip(r, parts, shares, strict=True)
+                )
+                for i in range(len(axes))
+            ]
+            noise = [
+                sigma * sum(r_k * share[i] for r_k, share in zip(r, shares, strict=True)) for i in range(len(axes))
+            ]
+            return Prediction(jnp.stack(x_0, axis=1), jnp.stack(noise, axis=1))
 
         return denoise
 

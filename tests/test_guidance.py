@@ -185,3 +185,43 @@ def test_cfg_zero_star_fits_the_unconditional_velocity_and_starts_still():
         np.testing.assert_allclose(found.noise[i] - found.x_0[i], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.x_0[3], X[3], atol=1e-6)  # t = 0.95: no velocity
     np.testing.assert_allclose(found.noise[3], X[3], atol=1e-6)
+
+
+NAN = float("nan")
+REFUSED = {
+    "scale": (lambda pair: classifier_free(*pair, NAN), "scale must be finite, got nan"),
+    "weak": (lambda pair: g.autoguidance(*pair, np.array([1.0, np.inf])), "scale must be finite"),
+    "cfg_pp": (lambda pair: g.cfg_pp(*pair, 7.5), r"scale of CFG\+\+ must lie in \[0, 1\], got 7.5"),
+    "rescale": (
+        lambda pair: g.rescaled_classifier_free(*pair, 2.0, schedule=VP, rescale=1.5),
+        r"rescale must lie in \[0, 1\], got 1.5",
+    ),
+    "parallel": (lambda pair: g.adaptive_projected(*pair, 2.0, schedule=VP, parallel=NAN), "parallel must be finite"),
+    "max_norm": (
+        lambda pair: g.adaptive_projected(*pair, 2.0, schedule=VP, max_norm=-1.0),
+        "max_norm must be finite, >= 0, got -1.0",
+    ),
+    "zero_above": (
+        lambda pair: g.cfg_zero_star(*pair, 2.0, schedule=FLOW, zero_above=96.0),
+        r"zero_above must lie in \[0, 1\], got 96.0",
+    ),
+    "classifier": (
+        lambda pair: g.classifier_guidance(pair[0], lambda x, t: x[:, 0], NAN, schedule=VP),
+        "scale must be finite, got nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_values_that_cannot_work_are_refused_with_the_legal_range(case):
+    make, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        make(_pair(VP))
+
+
+def test_traced_and_negative_scales_are_taken_as_they_are():
+    """A negative scale leads away from the condition; a traced one has no value yet."""
+    pair = _pair(VP)
+    traced = jax.jit(lambda scale: g.cfg_pp(*pair, scale)(X, T).x_0)(0.6)
+    np.testing.assert_allclose(traced, g.cfg_pp(*pair, 0.6)(X, T).x_0, atol=1e-6)
+    assert np.all(np.isfinite(classifier_free(*pair, -2.0)(X, T).x_0))

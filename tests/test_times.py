@@ -69,6 +69,9 @@ def test_spacings_are_what_they_say():
     linear = schedules.linear()
     np.testing.assert_allclose(time_grid(linear, 4, "trailing"), [1, 0.75, 0.5, 0.25, 0])
     np.testing.assert_allclose(time_grid(linear, 4, "leading"), [0.751, 0.501, 0.251, 0.001, 0], rtol=1e-6)
+    continuous = schedules.flow()  # as a table of 1000 would have it, and from 1000 steps on as trailing
+    np.testing.assert_allclose(time_grid(continuous, 4, "leading"), [0.751, 0.501, 0.251, 0.001, 0], rtol=1e-6)
+    np.testing.assert_allclose(time_grid(continuous, 2000, "leading"), time_grid(continuous, 2000), rtol=1e-6)
     assert time_grid(linear, 50, "leading")[0] == np.float32(0.981)  # trap 3: index 980 of 0..999
     assert time_grid(linear, 501, "leading")[0] == np.float32(0.501)
     np.testing.assert_allclose(time_grid(linear, 4, "linspace"), [1, 0.667, 0.334, 0.001, 0], rtol=1e-6)

@@ -62,12 +62,17 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
       gamma: >= 0; 0 is the noise loss.
       k: > 0.
 
+    Raises:
+      ValueError: gamma or k is out of its range.
+
     Source: Choi et al. 2022 (P2), eq. 8.
 
     >>> p2()(jnp.array([0.0])).noise.tolist()
     [0.5]
     """
     _positive("k", k)
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma must be finite, >= 0, got {gamma}")
 
     def weights(log_snr: jax.Array) -> Weights:
         log_noise = -gamma * jnp.logaddexp(math.log(k), log_snr)

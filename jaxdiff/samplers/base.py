@@ -50,8 +50,12 @@ def sample_keys(key: jax.Array, num: int, start: ArrayLike = 0) -> jax.Array:
 
 
 def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of x's shape [batch, ...], example i from keys[i] alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    """Standard normal noise of x's shape [batch, ...], example i from keys[i] alone.
+
+    It is kept apart from what uses it: XLA would draw it anew in each place.
+    """
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    return jax.lax.optimization_barrier(noise)
 
 
 def check_eta(eta: float | jax.Array) -> None:

@@ -42,7 +42,7 @@ def dpm_solver_2() -> Sampler:
         del keys
         m_t, m_s = schedule(t), schedule(s)
         h = half_log_snr(m_s) - half_log_snr(m_t)
-        middle, m, r = between(schedule, m_t, h, 0.5)
+        middle, m, r = between(schedule, m_t, h, 0.5, t - s)
         p = denoise(x, t)
 
         def second_order() -> Array:
@@ -76,8 +76,8 @@ def dpm_solver_3() -> Sampler:
         del keys
         m_t, m_s = schedule(t), schedule(s)
         h = half_log_snr(m_s) - half_log_snr(m_t)
-        t_1, m_1, r_1 = between(schedule, m_t, h, 1.0 / 3.0)
-        t_2, m_2, r_2 = between(schedule, m_t, h, 2.0 / 3.0)
+        t_1, m_1, r_1 = between(schedule, m_t, h, 1.0 / 3.0, t - s)
+        t_2, m_2, r_2 = between(schedule, m_t, h, 2.0 / 3.0, t - s)
         p = denoise(x, t)
 
         def third_order() -> Array:

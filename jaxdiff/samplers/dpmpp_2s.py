@@ -30,7 +30,7 @@ def dpmpp_2s() -> Sampler:
         del keys
         m_t, m_s = schedule(t), schedule(s)
         h = half_log_snr(m_s) - half_log_snr(m_t)
-        middle, m, r = between(schedule, m_t, h, 0.5)
+        middle, m, r = between(schedule, m_t, h, 0.5, t - s)
         p = denoise(x, t)
 
         def second_order() -> Array:

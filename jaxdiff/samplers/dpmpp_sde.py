@@ -38,7 +38,7 @@ def dpmpp_sde(eta: float | Array = 1.0) -> Sampler:
     ) -> tuple[Array, tuple]:
         m_t, m_s = schedule(t), schedule(s)
         h = half_log_snr(m_s) - half_log_snr(m_t)
-        middle, m, r = between(schedule, m_t, h, 0.5)
+        middle, m, r = between(schedule, m_t, h, 0.5, t - s)
         p = denoise(x, t)
         before, after = jax.vmap(jax.random.split, out_axes=1)(keys)
 

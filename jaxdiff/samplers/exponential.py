@@ -58,12 +58,19 @@ def trapezoid_weight(m_t: Marginal, m_s: Marginal) -> jax.Array:
     return 0.5 * m_s.alpha * jnp.where(leap, -jnp.expm1(-h), jnp.expm1(jnp.where(leap, 0.0, h)))
 
 
-def between(schedule: Schedule, m_t: Marginal, h: jax.Array, r: float) -> tuple[jax.Array, Marginal, jax.Array]:
-    """The time at u = r, its marginal, and u as it really is: a discrete schedule rounds the time to an entry."""
-    lam = half_log_snr(m_t)
-    if schedule.num_steps is not None:
-        r -= 1e-3  # the middle of two neighbouring entries is always rounded to t, not as the last bit has it
-    time = schedule.time_of_log_snr(2.0 * (lam + r * h))
+def between(
+    schedule: Schedule, m_t: Marginal, h: jax.Array, r: float, length: jax.Array
+) -> tuple[jax.Array, Marginal, jax.Array]:
+    """The time at u = r, its marginal, and u as it really is: a discrete schedule rounds the time to an entry.
+
+    length is t - s, of which only a discrete schedule makes use.
+    """
+    lam, at = half_log_snr(m_t), jnp.asarray(r, h.dtype)
+    if (
+        schedule.num_steps is not None
+    ):  # the middle of two neighbours is always rounded to t, not as the last bit has it
+        at = r - 1e-3 / jnp.maximum(length * schedule.num_steps, 1.0)
+    time = schedule.time_of_log_snr(2.0 * (lam + at * h))
     m = schedule(time)
     return time, m, (half_log_snr(m) - lam) / h
 

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from jaxdiff.denoisers import Denoiser
 from jaxdiff.process import transition
@@ -33,16 +34,20 @@ def heun(
       s_noise: standard deviation of the new noise; slightly above 1 makes up for lost detail.
 
     Raises:
-      ValueError: churn is outside [0, sqrt(2) - 1].
+      ValueError: churn is outside [0, sqrt(2) - 1], s_noise below 0, or s_tmin above s_tmax.
 
     Source: Karras et al. 2022 (EDM), algorithm 2.
 
     >>> heun().nfe
     2
     """
-    static = isinstance(churn, int | float)
-    if static and not 0 <= churn <= math.sqrt(2) - 1 + 1e-6:
+    static = not isinstance(churn, Tracer)
+    if static and not 0 <= float(churn) <= math.sqrt(2) - 1 + 1e-6:
         raise ValueError(f"churn must lie in [0, 0.4142] (EDM's S_churn over the number of steps), got {churn}")
+    if not isinstance(s_noise, Tracer) and not 0 <= float(s_noise) < math.inf:
+        raise ValueError(f"s_noise must be finite, >= 0 (1 is the usual), got {s_noise}")
+    if not s_tmin <= s_tmax:
+        raise ValueError(f"s_tmin must not exceed s_tmax, got {s_tmin} and {s_tmax}")
 
     def stir(keys: Array, x: Array, t: Array, m_t: Marginal, schedule: Schedule) -> tuple[Array, Array]:
         rho = m_t.sigma / m_t.alpha

@@ -83,6 +83,9 @@ def test_published_forms():
     [
         (lambda: losses.min_snr(0.0), "gamma must be positive, got 0.0"),
         (lambda: losses.p2(1.0, -1.0), "k must be positive, got -1.0"),
+        (lambda: losses.p2(-0.5), "gamma must be finite, >= 0, got -0.5"),
+        (lambda: losses.p2(float("inf")), "gamma must be finite, >= 0, got inf"),
+        (lambda: losses.p2(float("nan")), "gamma must be finite, >= 0, got nan"),
         (lambda: losses.edm(0.0), "data_std must be positive"),
         (lambda: losses.output_weight("eps", losses.min_snr(), NO_SIGNAL), "choose one of noise, x_0, v"),
     ],

@@ -49,6 +49,19 @@ def test_order(x64, name):
         assert np.max(errors[:, 2]) < 1e-12
 
 
+def test_order_on_a_table(x64):
+    """DPM-Solver-3's times within a step are rounded to entries: the nearest ones, so that it still has order 3."""
+    schedule, steps = jd.schedules.cosine(100_000), (20, 28, 40, 56)
+    run, errors = c.compile_run(jd.samplers.dpm_solver_3, (schedule,)), []
+    for num_steps in steps:
+        grid = np.unique(c.lambda_grid(schedule, num_steps))[::-1]
+        x_t = c.start_points(c.at(schedule, grid[0]))
+        exact = c.exact_flow(x_t, c.at(schedule, grid[0]), c.at(schedule, grid[-1]))
+        errors.append(c.rms(np.asarray(run(0, c.padded(grid, max(steps) + 6), x_t)) - exact)[:2])
+    for data in np.transpose(errors):
+        assert abs(c.fitted_order(steps, data, bent=True) - 3) < 0.3, data
+
+
 @pytest.mark.parametrize("spacing", [1, 2], ids=["trailing", "quadratic"])
 @pytest.mark.parametrize("name", c.METHODS)
 def test_whole_grid(x64, name, spacing):
