@@ -117,7 +117,7 @@ def _beat(file: Place, token: str, over: threading.Event) -> None:
         number += 1
         with contextlib.suppress(Exception):  # a sign missed is no reason to stop
             owner = _read_lease(file)
-            if owner and owner.get("token") != token:
+            if owner.get("token", token) != token:
                 _leave(f"{file.parent} was taken over by {owner.get('owner')}: this process was silent for too long")
             _write_lease(file, token, number)
 
@@ -157,12 +157,6 @@ def check_workdir(config: Config, workdir: Place) -> None:
       UserError: the fields that differ, or that there is no config to compare with.
     """
     if (workdir / "config.json").exists():
-        refuse_other_run(read_run(workdir), config, untrained=_steps(workdir) == ["0"])
+        refuse_other_run(read_run(workdir), config)
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
-
-
-def _steps(workdir: Place) -> list[str]:
-    """The steps that have a checkpoint; 0 alone where another project's weights were imported, and nothing trained."""
-    folder = workdir / "checkpoints"
-    return [path.name for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []

@@ -21,6 +21,7 @@ from jaxdiff.config_files import read_run
 from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.parallel import make_mesh
+from jaxdiff.training.snapshots import reconstruct
 
 CONFIG = """
 from jaxdiff.config import *
@@ -387,6 +388,30 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
         changed = _npz(trained, tmp_path / "b.npz", "--num", "8", f"--{option}", str(value))["images"]
         sampling = type(config.sampling)(**{**vars(config.sampling), option: value})
         assert _close(changed, expected(state.ema_params, sampling)) and not _close(changed, drawn)
+
+
+@pytest.mark.slow
+def test_an_average_of_another_width_is_that_which_a_run_would_have_tracked(config, tmp_path):
+    """Snapshots of two widths, 40 steps; a third width made of them is within 2 % of the one tracked directly."""
+    options = ("--train.steps", "40", "--train.checkpoint_every", "4", "--train.sample_every", "0")
+    for name, widths in (("two", ("0.05", "0.10")), ("direct", ("0.08",))):
+        assert _train(config, tmp_path / name, *options, "--train.posthoc_ema", *widths) == 0
+    two, direct = (restore(tmp_path / name) for name in ("two", "direct"))
+    made = reconstruct(tmp_path / "two", two, (0.05, 0.10), 0.08)
+    away = [jax.tree.map(np.subtract, tree, direct.posthoc["0"]) for tree in (made, two.params, two.posthoc["0"])]
+    error, last, nearest = (np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(tree))) for tree in away)
+    assert error < 0.02 * last and error < 0.1 * nearest, (error, last, nearest)
+
+    stranger = json.loads((tmp_path / "two" / "config.json").read_text()) | {"workdir": str(tmp_path / "elsewhere")}
+    (tmp_path / "two" / "config.json").write_text(json.dumps(stranger))
+    drawn = {}
+    for width in ("0.08", "0.10"):
+        out = tmp_path / f"{width}.npz"
+        assert cli.sample_main([str(tmp_path / "two"), "--ema", width, "--num", "8", "--out", str(out)]) == 0
+        drawn[width] = np.load(out)["images"]
+    assert (drawn["0.08"] != drawn["0.10"]).any()
+    assert cli.sample_main([str(tmp_path / "two"), "--ema", "0.08", "--num", "8"]) == 0
+    assert not (tmp_path / "elsewhere").exists()  # what a config.json says of places is not followed
 
 
 def test_a_ragged_last_batch_compiles_nothing(trained):

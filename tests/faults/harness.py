@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -172,6 +173,16 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Two runs ended in the same bits, with the same bits of loss at every step."""
     assert differing(one, other) == []
     assert losses(one) == losses(other)
+
+
+def assert_close(one: Path, other: Path, step: int) -> None:
+    """Parameters and averages of two layouts within 1e-5 relative L2, the loss of every step within 1e-5."""
+    a, b = (restore(workdir, step) for workdir in (one, other))
+    for x, y in ((a.params, b.params), (a.ema_params, b.ema_params)):
+        x, y = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (x, y))
+        assert np.linalg.norm(x - y) < 1e-5 * np.linalg.norm(y)
+    for x, y in zip(metrics(one)[:step], metrics(other)[:step], strict=True):
+        assert x["step"] == y["step"] and abs(x["loss"] - y["loss"]) < 1e-5 * abs(y["loss"])
 
 
 def steps(workdir: Path) -> list[str]:

@@ -20,7 +20,7 @@ import tensorboardX  # noqa: F401
 
 from jaxdiff import cli, training_job, workdir  # noqa: F401
 from jaxdiff.program import Program
-from jaxdiff.training import checkpoints, reading
+from jaxdiff.training import checkpoints, data, reading, sources
 from jaxdiff.training.data import Batches
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +120,19 @@ def flaky_reads(failures: int) -> None:
     reading._patiently = flaky
 
 
+def read_by_workers(count: int) -> None:
+    """The data set is read like one that memory does not hold."""
+    sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, count
+
+
+def little_memory(gigabytes: float) -> None:
+    """The process gets so much more memory than it has, and no more; on CPU it is the device's."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + int(gigabytes * 2**30),) * 2)
+
+
 def short_lease(seconds: float) -> None:
     """Who owns a bucket's folder is known so much sooner to be gone."""
     workdir.BEAT_S, workdir.LEASE_S, workdir.SETTLE_S = seconds / 3, seconds, seconds / 3
@@ -133,6 +146,8 @@ FAULTS = {
         slow_steps,
         flaky_store,
         flaky_reads,
+        little_memory,
+        read_by_workers,
         short_lease,
     )
 }

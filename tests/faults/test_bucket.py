@@ -57,6 +57,7 @@ def test_killed_set_aside_and_sampled_from_in_a_bucket(starter, config, straight
     command = [sys.executable, "sample.py", RUN, "--num", "2", "--out", f"{RUN}/samples/two.npz"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **bucket})
     assert drawn.returncode == 0, drawn.stderr
+    epath.backend.fsspec_backend.fs(RUN).invalidate_cache()
     assert "2 samples of step 40" in drawn.stdout and (run / "samples" / "two.npz").exists()
 
 

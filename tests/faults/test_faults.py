@@ -11,6 +11,7 @@ import pytest
 
 from jaxdiff.training.checkpoints import restore
 from tests.faults.harness import (
+    assert_close,
     assert_same_run,
     half_written,
     last_step,
@@ -66,6 +67,12 @@ def test_killed_three_times_and_no_bit_differs(starter, config, straight, tmp_pa
     assert_same_run(tmp_path / "run", straight)
     assert_accounted(tmp_path / "run", wall, ended.out)
     assert not half_written(tmp_path / "run")
+
+
+def test_eight_devices_give_the_same_parameters(starter, config, straight, tmp_path):
+    ended = starter.run(config, "--workdir", str(tmp_path / "run"), "--train.steps", "30", devices=8)
+    assert ended.code == 0, ended.err
+    assert_close(tmp_path / "run", straight, 30)
 
 
 def test_stopped_by_sigterm_it_saves_within_seconds_and_goes_on(starter, config, straight, tmp_path):

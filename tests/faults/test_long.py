@@ -2,13 +2,16 @@
 
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxdiff.training.checkpoints import restore
-from tests.faults.harness import assert_same_run, differing, losses, metrics, steps, write_images
+from jaxdiff.training.data import _order
+from tests.faults.harness import assert_close, assert_same_run, differing, losses, metrics, steps, write_images
 from tests.faults.test_faults import kill_and_finish
+from tests.training.test_processes import Job
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +121,77 @@ def test_a_corrupt_image_stops_the_run_or_is_replaced_in_the_same_way_each_time(
     assert starter.run(config, "--workdir", str(tmp_path / "straight"), *where).code == 0
     kill_and_finish(starter, config, tmp_path / "run", [False, False], *where)
     assert_same_run(tmp_path / "run", tmp_path / "straight")
+    assert {line["substituted"] for line in metrics(tmp_path / "run")} == {1}
+
+
+def test_what_is_substituted_while_training_is_counted_the_same_after_a_restart(starter, config, tmp_path):
+    """Records read when their turn comes: a corrupt one stops the run, which goes on once it may be replaced."""
+    images = write_images(tmp_path / "images")
+    sampled = set(np.linspace(0, 199, 64, dtype=int).tolist())  # these the fingerprint reads
+    order = _order(0, 0, 200).tolist()
+    late = [place for place in range(96, 200) if order[place] not in sampled][:2]  # met in steps 13 and later
+    for place in late:
+        victim = sorted(images.rglob("*.png"))[order[place]]
+        victim.write_bytes(victim.read_bytes()[:60])
+    first, second = (place // 8 + 1 for place in late)
+    where = ("--data.path", str(images))
+    ended = starter.run(config, "--workdir", str(tmp_path / "run"), *where, read_by_workers=(1,))
+    assert ended.code == 1
+    ours = ended.err.splitlines()[0]  # Python's own tracker may say that shared memory was left to it
+    assert "remove it, or set data.on_error=substitute; what was saved is in" in ours
+    where += ("--data.on_error", "substitute")
+    for name, until in (("straight", 40), ("run", first), ("run", 40)):
+        options = ("--workdir", str(tmp_path / name), *where, "--train.steps", str(until))
+        ended = starter.run(config, *options, read_by_workers=(1,))
+        assert ended.code == 0, ended.err
+        counts = {line["step"]: line.get("substituted", 0) for line in metrics(tmp_path / name)}  # 0: none so far
+        assert counts == {step: (step >= first) + (step >= second) for step in range(1, until + 1)}
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_out_of_device_memory_says_what_to_lower(starter, config, tmp_path):
+    options = ("--workdir", str(tmp_path / "run"), "--train.batch_size", "200000")
+    ended = starter.run(config, *options, little_memory=(3.0,))
+    assert ended.code == 1
+    assert ended.line.startswith("train.py: out of device memory; lower train.batch_size, or raise train.accumulate (")
+    assert not steps(tmp_path / "run")
+
+
+PLANTED = """
+from jaxdiff.training.checkpoints import Checkpoints
+restore = Checkpoints.restore
+def changed(self, abstract, step=None):
+    state, meta = restore(self, abstract, step)
+    params = jax.tree.map(lambda leaf: leaf, state.params)
+    params["conv_out"]["bias"] = params["conv_out"]["bias"] + 1e-3
+    return dataclasses.replace(state, params=params), meta
+import dataclasses, jax
+Checkpoints.restore = changed
+"""
+
+
+def test_a_difference_after_a_restart_is_reported_with_its_step_and_leaves(starter, config, tmp_path):
+    """A config is code: this one makes every restart change a bias."""
+    planted = tmp_path / "planted.py"
+    planted.write_text(Path(config).read_text() + PLANTED)
+    ended = starter.run(str(planted), "--verify-resume", "4")
+    assert ended.code == 1
+    how = "train.py: resuming changes bits: 4 steps at once and 2 + 2 differ; the loss differs from step 3 on, "
+    assert ended.line.startswith(how) and "params/conv_out/bias" in ended.line
+
+
+@pytest.mark.parametrize("mode", ["pmap", "processes"])
+def test_other_layouts_give_the_same_parameters(mode, starter, config, straight, tmp_path):
+    """30 steps: 1 device against 8 under pmap, and against 2 processes of 4."""
+    run = tmp_path / "run"
+    options = ("--workdir", str(run), "--train.steps", "30")
+    if mode == "pmap":
+        ended = starter.run(config, *options, "--parallel.mode", "pmap", devices=8)
+        assert ended.code == 0, ended.err
+    else:
+        job = Job(tmp_path / "job", 2, 4, ["train.py", config], options)
+        assert job.wait() == [0, 0], job.text(0) + job.text(1)
+    assert_close(run, straight, 30)
 
 
 def test_data_that_changed_are_refused(starter, config, straight, tmp_path):

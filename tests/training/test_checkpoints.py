@@ -12,6 +12,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff.errors import UserError
@@ -355,3 +357,25 @@ def test_the_manifest_is_plain_json_beside_the_state(saved):
     document = json.loads((saved / "checkpoints" / "8" / "meta" / "metadata").read_text())
     assert document["body"]["leaves"]["params/dense/kernel"][:2] == [[4, 16], "float32"]
     assert document["body"]["step"] == 8
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_checkpoint_of_a_stranger_is_the_one_saved_or_one_error_and_writes_nothing(saved, tmp_path_factory, data):
+    """Any file of it, with any bytes in any place: the bits that were saved, or CheckpointError; no file changes."""
+    place = tmp_path_factory.mktemp("strangers")
+    shutil.copytree(saved, place / "run")
+    files = sorted(path for path in (place / "run" / "checkpoints" / "8").rglob("*") if path.is_file())
+    for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)):
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, max(0, len(content) - 1)))
+            content[at : at + data.draw(st.integers(0, 16))] = data.draw(st.binary(max_size=16))
+        path.write_bytes(content)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    try:
+        assert_same_bits(checkpoints.restore(place / "run", 8), make_state(8))
+    except checkpoints.CheckpointError as error:
+        assert "\n" not in str(error)
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+    shutil.rmtree(place)

@@ -17,7 +17,7 @@ from jaxdiff.models.unet import UNet
 from jaxdiff.training import ema, parallel
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state, leaf_name
-from jaxdiff.training.step import make_train_step
+from jaxdiff.training.step import example_keys, make_train_step
 
 ROWS, STEPS = 16, 3
 OPTIMIZER = make_optimizer(1e-3, warmup_steps=2)
@@ -212,6 +212,18 @@ def test_of_a_unet_nothing_but_weights_and_gradients_travels():
     gathered = [re.search(r"\[([\d,]+)\]", result)[1] for kind, result in found if kind == "all-gather"]
     assert sorted(tuple(map(int, shape.split(","))) for shape in gathered) == sorted(whole)
     assert [kind for kind, _ in found if kind != "all-gather"] == ["all-reduce"]
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_noise_is_the_same_bits_on_every_layout(fsdp):
+    def draw(key, rows):
+        return jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(example_keys(key, 7, rows))
+
+    alone = jax.jit(draw)(jax.random.key(0), jnp.arange(ROWS))
+    rows = parallel.shard_batch({"row": np.arange(ROWS, dtype=np.int32)}, parallel.make_mesh(fsdp))["row"]
+    spread = jax.jit(draw)(jax.random.key(0), rows)
+    assert len(spread.sharding.device_set) == 8
+    np.testing.assert_array_equal(np.asarray(alone), np.asarray(spread))
 
 
 def test_rules_are_found_by_name():
