@@ -1,8 +1,10 @@
 """The proof page says what was measured, of every sampler there is, and names whatever misses its mark."""
 
+import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxdiff as jd
@@ -29,14 +31,23 @@ def test_every_sampler_is_proven():
 
 @pytest.mark.parametrize("name", proof.ODE)
 def test_deterministic_samplers_have_every_row_and_their_order(name):
-    rows = PARTS[name]["rows"]
+    rows, order = PARTS[name]["rows"], proof.ODE[name].order
     assert {(r["schedule"], r["grid"]) for r in rows} == CASES
-    orders = [o for r in rows for o in r["orders"] if o is not None]
-    missed = [o for o in orders if abs(o - proof.ODE[name].order) > proof_page.TOLERANCE]
-    assert len(orders) >= 2 * len(proof.CONTINUOUS) * len(proof.GRIDS)
-    assert not missed
+    without = [r for r in rows if None in r["orders"]]
+    assert {r["schedule"] for r in without} == (set(proof.DISCRETE) if name == proof.NOT_ON_TABLES else set())
+    smooth = [r for r in rows if r["schedule"] in proof.CONTINUOUS]
+    np.testing.assert_allclose([r["orders"] for r in smooth], order, atol=proof_page.TOLERANCE)
+    # No fit: the plain slope between the two finest numbers of steps whose errors are above rounding.
+    finest = [[p for p in slopes if p is not None][-1] for r in smooth for slopes in r["slopes"]]
+    assert np.mean(np.abs(np.array(finest) - order) < proof_page.TOLERANCE) > 0.95
+    # Tables are too short for some; the page names each of these.
+    tables = [r for r in rows if r["schedule"] in proof.DISCRETE and r not in without]
+    assert not tables or abs(np.median([r["orders"] for r in tables]) - order) < proof_page.TOLERANCE
+    for r in tables:
+        for p in r["orders"]:
+            assert abs(p - order) <= proof_page.TOLERANCE or f"{p:.2f} (" in PAGE
     assert all(len(r[data]) == len(proof.FEW) for r in rows for data in ("gaussian", "mixture"))
-    assert f"| `{name}` | {proof.ODE[name].order} |" in PAGE
+    assert f"| `{name}` | {order} |" in PAGE
 
 
 @pytest.mark.parametrize("name", c.STOCHASTIC)
@@ -44,15 +55,18 @@ def test_stochastic_samplers_have_every_row_their_order_and_their_law(name):
     rows = PARTS[f"law of {name}"]["rows"]
     assert {(r["schedule"], r["grid"]) for r in rows} == CASES
     assert max(r["off"] for r in rows) < 4
-    missed = [r for r in rows if r["order"] and abs(r["order"] - c.STOCHASTIC[name].order) > proof_page.TOLERANCE]
-    still = {("dpmpp_2m_sde", "edm", "list")}  # 1.77 from 80 to 224 steps, and the page says so
-    assert all((name, r["schedule"], r["grid"]) in still for r in missed)
+    np.testing.assert_allclose([r["order"] for r in rows], c.STOCHASTIC[name].order, atol=proof_page.TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in proof.ON_THE_MIXTURE if f"mixture by {name}" in PARTS])
+def test_the_mixture_is_met_on_every_schedule_and_grid(name):
+    rows = PARTS[f"mixture by {name}"]["rows"]
+    everywhere = set(itertools.product(proof.CONTINUOUS, proof.GRIDS)) | {(s, "trailing") for s in proof.DISCRETE}
+    assert {(r["schedule"], r["grid"]) for r in rows} == everywhere
+    assert max(r["off"] for r in rows) < 4
 
 
 def test_everything_else_is_as_good_as_it_is_said_to_be():
-    biased = {("flow", "leading"), ("flow", "karras")}  # 100 steps are too few there, and the page says so
-    mixtures = [r for name, part in PARTS.items() if name.startswith("mixture") for r in part["rows"]]
-    assert all(r["off"] < 4 for r in mixtures if (r["schedule"], r["grid"]) not in biased)
     assert all(r["off"] < 4 for r in PARTS["law of lcm"]["rows"])
     assert all(r["good"] == 1000 for r in PARTS["grids"]["rows"]) and len(PARTS["grids"]["rows"]) == len(CASES)
     assert all(abs(r["found"] - r["exact"]) < 1e-9 for r in PARTS["bound"]["rows"])
