@@ -57,10 +57,15 @@ def load(name_or_path: str, folder: Path) -> Config:
     return scope["config"]
 
 
-def refuse_other_run(stored: Config, asked: Config) -> None:
+UNTRAINED = ("seed", "data.", "optimizer.", "train.", *MAY_CHANGE)
+"""What may change in a run that was imported and has not been trained yet: all but what its weights are of."""
+
+
+def refuse_other_run(stored: Config, asked: Config, untrained: bool = False) -> None:
     """Raises UserError, naming every field that differs and may not, if a run cannot go on as `asked`."""
     old, new = flat(stored), flat(asked)
-    differing = [name for name in old if old[name] != new[name] and not name.startswith(MAY_CHANGE)]
+    may = UNTRAINED if untrained else MAY_CHANGE
+    differing = [name for name in old if old[name] != new[name] and not name.startswith(may)]
     if differing:
         changes = ", ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in differing)
         raise UserError(f"{asked.workdir} holds a run of another config: {changes}; choose another --workdir")

@@ -56,7 +56,7 @@ def as_denoiser(
 
     Raises:
       ValueError: unknown prediction; or "noise" or "score" with a schedule that leaves no signal at t = 1; or, when
-        called, an output of another shape.
+        called, an output of another shape, or a t that is not one, nor one per example.
 
     Source for the learned variance: Nichol & Dhariwal 2021 (improved DDPM), eq. 15, released code.
 
@@ -72,6 +72,8 @@ def as_denoiser(
         raise ValueError(f"the schedule leaves no signal at t = 1, where {prediction!r} divides by 0; use 'v' or 'x_0'")
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
+        if jnp.shape(t) not in ((), x_t.shape[:1]):
+            raise ValueError(f"t must be one time or one per example, {x_t.shape[:1]}; got shape {jnp.shape(t)}")
         t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), x_t.shape[:1])
         output, fraction = predict(x_t, t, cond).astype(x_t.dtype), None
         expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned_variance else x_t.shape

@@ -59,6 +59,11 @@ def time_grid(
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     top = schedule.num_steps
+    for name, number in (("num_steps", num_steps), ("max_steps", max_steps)):
+        if number is not None and not isinstance(number, int | np.integer):
+            raise ValueError(f"{name} must be a whole number, got {number!r}")
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite (7 is usual), got {rho}")
     if num_steps < 1 or (top is not None and num_steps > top):
         legal = f"lie in 1..{top} (the schedule's T)" if top else "be at least 1"
         raise ValueError(f"num_steps must {legal}, got {num_steps}")

@@ -157,6 +157,12 @@ def check_workdir(config: Config, workdir: Place) -> None:
       UserError: the fields that differ, or that there is no config to compare with.
     """
     if (workdir / "config.json").exists():
-        refuse_other_run(read_run(workdir), config)
+        refuse_other_run(read_run(workdir), config, untrained=_steps(workdir) == ["0"])
     elif (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
+
+
+def _steps(workdir: Place) -> list[str]:
+    """The steps that have a checkpoint; 0 alone where another project's weights were imported, and nothing trained."""
+    folder = workdir / "checkpoints"
+    return [path.name for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []

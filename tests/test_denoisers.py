@@ -152,3 +152,13 @@ def test_thresholds_refuse():
         static_threshold(_far, schedule=VP, limit=0.0)
     with pytest.raises(ValueError, match=r"percentile must lie in \(0, 1\], got 99.5"):
         dynamic_threshold(_far, schedule=VP, percentile=99.5)
+
+
+def test_times_of_odd_shapes_are_refused():
+    """One time, or one per example; a column of times would broadcast against the images' height."""
+    denoise = as_denoiser(lambda x, t, cond: x, schedule=schedules.flow(), prediction="x_0")
+    x = jnp.ones((2, 3))
+    for t in (jnp.full((2, 1), 0.5), jnp.full(3, 0.5)):
+        with pytest.raises(ValueError, match=r"t must be one time or one per example, \(2,\); got shape"):
+            denoise(x, t)
+    assert denoise(x, 0.5).x_0.shape == denoise(x, jnp.full(2, 0.5)).x_0.shape == (2, 3)

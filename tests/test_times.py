@@ -1,5 +1,7 @@
 """Time grids: every number of steps of every spacing is exact, descending, inside the range and ends clean."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -116,6 +118,8 @@ def test_a_grid_can_be_made_while_tracing(spacing):
         ((COSINE, 0), "num_steps must lie in 1..1000 (the schedule's T), got 0"),
         ((COSINE, 1001), "got 1001"),
         ((CONTINUOUS["flow"], 0), "num_steps must be at least 1, got 0"),
+        ((COSINE, 10.0), "num_steps must be a whole number, got 10.0"),
+        ((COSINE, "10"), "num_steps must be a whole number, got '10'"),
         ((COSINE, 10, "middling"), "choose one of trailing, leading, linspace, quadratic, log_snr, karras"),
         ((COSINE, 10, [0.1, 0.5]), "descending, in (0, 1]"),
         ((COSINE, 10, [0.5, 0.1, 0.0]), "without the final 0"),
@@ -126,8 +130,10 @@ def test_a_grid_can_be_made_while_tracing(spacing):
 )
 def test_refusals(arguments, message):
     with pytest.raises(ValueError) as error:
-        time_grid(*arguments)
+        inspect.unwrap(time_grid)(*arguments)  # without the tests' own check of types
     assert message in str(error.value)
+    with pytest.raises(ValueError, match="rho must be positive and finite"):
+        time_grid(COSINE, 10, "karras", rho=0.0)
 
 
 def test_refused_options():

@@ -5,9 +5,10 @@ with every tensor and option that does not, before anything is written.
 """
 
 from jaxdiff.interop.diffusers import Imported as Imported
-from jaxdiff.interop.diffusers import export_pipeline as export_pipeline
-from jaxdiff.interop.diffusers import export_unet as export_unet
 from jaxdiff.interop.diffusers import read_unet as read_unet
+from jaxdiff.interop.export import export_part as export_part
+from jaxdiff.interop.export import export_pipeline as export_pipeline
+from jaxdiff.interop.export import export_unet as export_unet
 from jaxdiff.interop.latent import Part as Part
 from jaxdiff.interop.latent import read_autoencoder as read_autoencoder
 from jaxdiff.interop.latent import read_text_encoder as read_text_encoder

@@ -1,12 +1,12 @@
-"""diffusers' UNet2DModel: its config as the fields of our U-Net, its weights as our parameters, and back.
+"""diffusers' UNet2DModel: its config as the fields of our U-Net, its weights as our parameters.
 
 Their network sees the integer step n = k - 1 where ours sees 1000 t = k. The difference is folded into the first
-dense layer of the time embedding (`names.shift_time`), so that what is imported is an ordinary network of ours.
+dense layer of the time embedding (`names.shift_time`), so that what is imported is an ordinary network
+of ours (export.py is the way back).
 """
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import UserError
-from jaxdiff.interop import names, safetensors
+from jaxdiff.interop import names
 from jaxdiff.interop.options import check_types, fill
-from jaxdiff.interop.scheduler_fields import VERSION
-from jaxdiff.interop.schedulers import read_json, scheduler_config
+from jaxdiff.interop.schedulers import read_json
 from jaxdiff.interop.weights import DIFFUSERS, read_weights
 from jaxdiff.models import UNet, check
-from jaxdiff.models.layers import group_count
-from jaxdiff.schedules import Schedule
 
 TIME_KERNEL = ("embedding", "dense1", "kernel")
 
@@ -223,114 +220,3 @@ def _block_types(c: Mapping[str, Any], problems: list[str]) -> tuple[list[bool],
         )
         return attends, "conv"
     return attends, ways.pop()
-
-
-def export_unet(
-    fields: Mapping[str, Any], params: Any, image_shape: tuple[int, int, int], folder: os.PathLike | str
-) -> None:
-    """Writes config.json and the weights of a UNet2DModel that computes what our network does.
-
-    Args:
-      fields: of `jaxdiff.models.UNet`.
-      params: its parameters.
-      image_shape: (h, w, c).
-      folder: where to; made where it is missing.
-
-    Raises:
-      UserError: the network has what UNet2DModel does not; nothing is written.
-    """
-    network = UNet(**fields)
-    config = unet_config(network, image_shape)
-    table = names.diffusers_table(params, len(network.channel_mults))
-    params = jax.tree.map(np.asarray, params)
-    replace_time_kernel(params, lambda kernel: names.shift_time(kernel, -1.0, network.frequency_shift))
-    tensors = {
-        table[path].name: np.ascontiguousarray(names.to_torch(path, value)) for path, value in names.leaf_paths(params)
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.write(folder / f"{DIFFUSERS[0]}.safetensors", tensors, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Our network -> the config of the UNet2DModel that computes the same.
-
-    Raises:
-      UserError: what UNet2DModel has no option for, all of it.
-    """
-    widths = [network.channels * mult for mult in network.channel_mults]
-    sums = [a + b for a in widths for b in widths]
-    groups = {network.norm_groups} if network.norm_groups else {group_count(width) for width in (*widths, *sums)}
-    heads = {width // network.num_heads for width in widths} if network.num_heads else {network.head_dim}
-    problems = []
-    if network.patch > 1:
-        problems.append(f"patches of {network.patch} (train with model.patch=1)")
-    if len(groups) > 1:
-        problems.append(f"norms of {min(groups)} to {max(groups)} groups (train with model.norm_groups={min(groups)})")
-    if len(heads) > 1:
-        problems.append("num_heads with levels of different widths (train with model.head_dim)")
-    if problems:
-        raise UserError(f"diffusers has no UNet2DModel like this: {'; '.join(problems)}")
-    height, width, channels = image_shape
-    attends = [height >> i in network.attention_resolutions for i in range(len(widths))]
-    resnet = network.resample == "resblock"
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
-    return {
-        "_class_name": "UNet2DModel",
-        "_diffusers_version": VERSION,
-        "sample_size": height if height == width else [height, width],
-        "in_channels": channels,
-        "out_channels": network.out_channels,
-        "freq_shift": network.frequency_shift,
-        "flip_sin_to_cos": False,
-        "down_block_types": ["AttnDownBlock2D" if attend else plain[0] for attend in attends],
-        "up_block_types": ["AttnUpBlock2D" if attend else plain[1] for attend in reversed(attends)],
-        "block_out_channels": widths,
-        "layers_per_block": network.blocks,
-        "downsample_padding": int(network.downsample_padding == "both"),
-        "downsample_type": "resnet" if resnet else "conv",
-        "upsample_type": "resnet" if resnet else "conv",
-        "dropout": network.dropout,
-        "attention_head_dim": heads.pop(),
-        "norm_num_groups": groups.copy().pop(),
-        "attn_norm_num_groups": groups.pop(),
-        "norm_eps": network.norm_eps,
-        "resnet_time_scale_shift": "scale_shift" if network.time_injection == "scale_shift" else "default",
-        "num_class_embeds": network.num_classes + 1 if network.num_classes else None,
-    }
-
-
-def export_pipeline(
-    fields: Mapping[str, Any],
-    params: Any,
-    image_shape: tuple[int, int, int],
-    schedule: Schedule,
-    prediction: str,
-    folder: os.PathLike | str,
-) -> None:
-    """Writes a folder that `DDPMPipeline.from_pretrained` loads: model_index.json, unet and scheduler.
-
-    Args:
-      fields: of `jaxdiff.models.UNet`.
-      params: its parameters.
-      image_shape: (h, w, c).
-      schedule: a discrete one of 1000 steps, which is what 1000 t counts.
-      prediction: "noise", "x_0" or "v".
-      folder: where to; made where it is missing.
-
-    Raises:
-      UserError: diffusers has no such model or schedule; nothing is written.
-    """
-    scheduler = scheduler_config(schedule, prediction)
-    folder = Path(folder)
-    export_unet(fields, params, image_shape, folder / "unet")
-    (folder / "scheduler").mkdir(exist_ok=True)
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": VERSION,
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")

@@ -5,6 +5,7 @@ key an example (`uniforms`), or evenly spread over the global batch (`stratified
 mean loss. Loss-aware sampling keeps a state, and is a triple of pure functions.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampling:
     >>> round(float(log_normal()(jnp.array([0.5]), schedules.edm())[0]), 4)  # sigma = exp(-1.2)
     0.4505
     """
-    _check_std(std)
+    _check_normal(mean, std)
     return lambda u, schedule: _on_schedule(schedule.time_of_log_snr(-2.0 * (mean + std * ndtri(u))), schedule)
 
 
@@ -116,7 +117,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampling:
     >>> logit_normal()(jnp.array([0.5]), schedules.flow(3.0)).tolist()
     [0.5]
     """
-    _check_std(std)
+    _check_normal(mean, std)
     return lambda u, schedule: _on_schedule(jax.nn.sigmoid(mean + std * ndtri(u)), schedule)
 
 
@@ -207,6 +208,8 @@ def _on_schedule(t: jax.Array, schedule: Schedule) -> jax.Array:
     return _entry(jnp.round(t * schedule.num_steps), schedule.num_steps)
 
 
-def _check_std(std: float) -> None:
+def _check_normal(mean: float, std: float) -> None:
     if not std > 0:
         raise ValueError(f"std must be positive, got {std}")
+    if not math.isfinite(mean):
+        raise ValueError(f"mean must be finite, got {mean}")

@@ -94,6 +94,8 @@ def sigmoid(bias: float = 0.0) -> Weighting:
     >>> sigmoid(1.0)(jnp.array([1.0])).noise.tolist()
     [0.5]
     """
+    if not abs(bias) <= 80:
+        raise ValueError(f"bias must lie in [-80, 80] (its exponential is a float32), got {bias}")
     return lambda log_snr: Weights(jax.nn.sigmoid(bias - log_snr), math.exp(bias) * jax.nn.sigmoid(log_snr - bias))
 
 

@@ -95,7 +95,7 @@ def sample(
       x [batch, ...], or (x, Trajectory).
 
     Raises:
-      ValueError: times are not monotone in [0, 1], or keys and x_T differ in number.
+      ValueError: times are not monotone in [0, 1], or keys are not one per sample.
 
     >>> from jaxdiff import samplers, schedules, times
     >>> schedule = schedules.cosine()
@@ -108,6 +108,8 @@ def sample(
     [[0.5], [0.5]]
     """
     _check_times(times, padded=not trajectory)
+    if keys.ndim != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
+        raise ValueError(f"keys must be one per sample, as sample_keys makes them; got an array of shape {keys.shape}")
     times = jnp.asarray(times)
     start_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     if x_T is None:

@@ -85,8 +85,8 @@ def ve(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
     >>> round(float(ve()(1.0).sigma), 3)
     50.0
     """
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"ve needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"ve needs 0 < sigma_min < sigma_max, finite, got {sigma_min} and {sigma_max}")
     log_r = math.log(sigma_max / sigma_min)
 
     def marginal(t: jax.Array) -> Marginal:
@@ -114,8 +114,8 @@ def edm(sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
     >>> float(edm()(1.0).sigma)
     80.0
     """
-    if not (sigma_max > 0 and rho > 0):
-        raise ValueError(f"edm needs sigma_max > 0 and rho > 0, got {sigma_max} and {rho}")
+    if not (0 < sigma_max < math.inf and 0 < rho < math.inf):
+        raise ValueError(f"edm needs sigma_max > 0 and rho > 0, finite, got {sigma_max} and {rho}")
 
     def marginal(t: jax.Array) -> Marginal:
         sigma = sigma_max * t**rho
@@ -142,8 +142,8 @@ def flow(shift: float = 1.0) -> Schedule:
     >>> float(m.alpha), float(m.sigma)
     (0.25, 0.75)
     """
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift must be positive and finite, got {shift}")
 
     def marginal(t: jax.Array) -> Marginal:
         scale = 1.0 + (shift - 1.0) * t

@@ -1,5 +1,6 @@
 """`python -m jaxdiff.convert`: what it makes is an ordinary run, and what does not fit leaves nothing behind."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,14 @@ from jaxdiff import cli, convert, evaluate, evaluation_job
 from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.config_files import load, read_run, refuse_other_run
 from jaxdiff.convert import main
+from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
 from jaxdiff.interop.schedulers import scheduler_from_config
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
+from jaxdiff.workdir import check_workdir
 from tests.evaluation.test_inception import write_weights
 
 ROOT = Path(__file__).parent.parent / "fixtures" / "interop"
@@ -71,6 +74,7 @@ def test_training_goes_on_from_an_imported_run(tmp_path):
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
         Image.fromarray(pixels).save(photos / f"{i}.png")
     options = ["--data.path", str(photos), "--train.steps", "2", "--train.sample-every", "0"]
+    options += ["--train.batch-size", "8", "--optimizer.learning_rate", "1e-4"]  # nothing is trained yet: one's own
     assert cli.train_main([str(workdir / "config.py"), *options]) == 0
     state, found = restore(workdir), read_unet(ROOT / "defaults")
     assert int(state.step) == 2
@@ -126,6 +130,19 @@ def test_weights_are_read_in_slices(tmp_path, monkeypatch):
 def test_ways_of_sampling_become_the_runs(config, wanted):
     sampling, notes = convert._sampling(scheduler_from_config(config))
     assert (sampling.sampler, sampling.spacing, sampling.eta) == wanted and notes
+
+
+def test_only_what_the_weights_are_of_is_fixed_until_it_trains(tmp_path):
+    assert main([str(ROOT / "defaults"), str(tmp_path / "run")]) == 0
+    config = read_run(tmp_path / "run")
+    other = dataclasses.replace(config, seed=3, train=dataclasses.replace(config.train, batch_size=8))
+    check_workdir(other, tmp_path / "run")
+    model = dataclasses.replace(config.model, channels=16)
+    with pytest.raises(UserError, match=r"model\.channels 8 -> 16"):
+        check_workdir(dataclasses.replace(config, model=model), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "5").mkdir()
+    with pytest.raises(UserError, match=r"seed 0 -> 3, train\.batch_size 16 -> 8"):
+        check_workdir(other, tmp_path / "run")
 
 
 def test_config_py_is_the_run_s_config(tmp_path):

@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdiff.errors import UserError
 from jaxdiff.interop import export_unet, names, read_unet
 from jaxdiff.interop import safetensors as ours
-from jaxdiff.interop.diffusers import abstract_params, unet_config, unet_fields
+from jaxdiff.interop.diffusers import abstract_params, unet_fields
+from jaxdiff.interop.export import unet_config
 from jaxdiff.models import UNet
 
 ROOT = Path(__file__).parent.parent / "fixtures" / "interop"

@@ -163,6 +163,7 @@ def test_loss_aware_keeps_the_last_losses():
     [
         (lambda: losses.log_normal(0.0, 0.0), "std must be positive, got 0.0"),
         (lambda: losses.logit_normal(0.0, -1.0), "std must be positive"),
+        (lambda: losses.log_normal(float("nan")), "mean must be finite, got nan"),
         (lambda: losses.uniform_log_snr(1.0, 1.0), "log_snr_min must be less than log_snr_max"),
         (lambda: losses.loss_aware(10, 0), "history >= 1"),
         (lambda: losses.loss_aware(10, 1, 0.0), "uniform_share in (0, 1]"),

@@ -86,6 +86,7 @@ def test_published_forms():
         (lambda: losses.p2(-0.5), "gamma must be finite, >= 0, got -0.5"),
         (lambda: losses.p2(float("inf")), "gamma must be finite, >= 0, got inf"),
         (lambda: losses.p2(float("nan")), "gamma must be finite, >= 0, got nan"),
+        (lambda: losses.sigmoid(1e4), "bias must lie in [-80, 80] (its exponential is a float32), got 10000.0"),
         (lambda: losses.edm(0.0), "data_std must be positive"),
         (lambda: losses.output_weight("eps", losses.min_snr(), NO_SIGNAL), "choose one of noise, x_0, v"),
     ],

@@ -288,3 +288,9 @@ def test_sample_refuses(times, options, message):
     with pytest.raises(ValueError, match=message):
         run = functools.partial(jd.sample, keys, GAUSSIAN.denoiser(FLOW), jd.samplers.ddim(), shape=(2,), schedule=FLOW)
         run(times=np.array(times), **options)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["typed", "raw"])
+def test_one_key_for_all_samples_is_refused(key):
+    with pytest.raises(ValueError, match="keys must be one per sample, as sample_keys makes them"):
+        jd.sample(key, GAUSSIAN.denoiser(FLOW), jd.samplers.ddim(), shape=(2,), times=np.array([0.9, 0]), schedule=FLOW)
