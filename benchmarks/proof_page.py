@@ -274,9 +274,9 @@ leaves much for it). To be below 4 standard errors. What a finite number of step
 one rule for all:
 
 - weak order 2: 400 steps, where the exact law of a Gaussian is off by about a tenth of a standard error;
-- weak order 1: there that is 5, and 4000 steps (ten minutes of two cores and more, a sampler) would be needed. So N = 200 and 2N steps are
-  taken, with noise of their own, and their deviations d give that of infinitely many, 2 d_2N - d_N, which has 2.2 times
-  the standard error; that it vanishes says that the order is 1, too;
+- weak order 1: there that is 5, and 4000 steps (ten minutes of two cores and more, a sampler) would be needed. So
+  N = 200 and 2N steps are taken, with noise of their own, and their deviations d give that of infinitely many,
+  2 d_2N - d_N, which has 2.2 times the standard error; that it vanishes says that the order is 1, too;
 - tables: as many steps as they have entries, 1000 (order 1: 500 and 1000), where all seven grids are one.
 
 EDM's schedule has t_min where sigma = 0.002, as its authors; the default would be sigma = 8e-20. `heun` stirs by 0.0125
