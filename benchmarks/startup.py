@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from benchmarks.turns import table
+from benchmarks.turns import line, table
 
 
 def until(words: str, command: list[str], **environment: str) -> float:
@@ -43,8 +43,8 @@ def pictures(folder: Path) -> None:
         Image.fromarray(image).save(folder / f"{i}.png")
 
 
-def first_step(folder: Path, turns: int) -> list[list[object]]:
-    """Until `train.py cifar10` prints its first step: cold once, then warm."""
+def first_step(folder: Path, turns: int) -> tuple[float, float]:
+    """Seconds until `train.py cifar10` prints its first step: cold, once, and warm."""
     data = {"data.name": "folder", "data.path": folder / "images", "data.flip": "False", "train.batch_size": 8}
 
     def start(number: int) -> float:
@@ -54,7 +54,7 @@ def first_step(folder: Path, turns: int) -> list[list[object]]:
 
     pictures(folder / "images")
     cold, *warm = [start(number) for number in range(turns + 1)]
-    return [["first step of cifar10, cold", f"{cold:.1f}"], ["first step of cifar10, warm", f"{median(warm):.1f}"]]
+    return cold, median(warm)
 
 
 def main() -> None:
@@ -63,11 +63,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workdir", type=Path, default=Path("runs/digits"))
     arguments = parser.parse_args()
-    rows: list[list[object]] = []
+    print(table(["", "seconds"], []), flush=True)
     for module in ("jax", "jaxdiff"):
         code = f"import {module}; print('done')"
         seconds = [until("done", [sys.executable, "-u", "-c", code]) for _ in range(arguments.turns)]
-        rows.append([f"import {module}", f"{median(seconds):.2f}"])
+        print(line([f"import {module}", f"{median(seconds):.2f}"]), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder, workdir = Path(name), arguments.workdir
         if not (workdir / "config.json").is_file():
@@ -76,9 +76,10 @@ def main() -> None:
             subprocess.run([sys.executable, "train.py", "digits", *options], check=True, capture_output=True)
         command = [sys.executable, "-u", "sample.py", str(workdir), f"--out={folder / 'samples.png'}"]
         seconds = [until("64 samples", command) for _ in range(arguments.turns + 1)][1:]  # the first may compile
-        rows.append(["sample.py on digits, warm", f"{median(seconds):.1f}"])
-        rows += first_step(folder, min(arguments.turns, 3))
-    print(table(["", "seconds"], rows))
+        print(line(["sample.py on digits, warm", f"{median(seconds):.1f}"]), flush=True)
+        cold, warm = first_step(folder, min(arguments.turns, 3))
+        print(line(["first step of cifar10, cold", f"{cold:.1f}"]))
+        print(line(["first step of cifar10, warm", f"{warm:.1f}"]))
 
 
 if __name__ == "__main__":
