@@ -74,7 +74,7 @@ def test_training_goes_on_from_an_imported_run(tmp_path):
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
         Image.fromarray(pixels).save(photos / f"{i}.png")
     options = ["--data.path", str(photos), "--train.steps", "2", "--train.sample-every", "0"]
-    options += ["--train.batch-size", "8", "--optimizer.learning_rate", "1e-4"]  # nothing is trained yet: one's own
+    options += ["--train.batch-size", "8", "--optimizer.learning_rate", "1e-3"]  # nothing is trained yet: one's own
     assert cli.train_main([str(workdir / "config.py"), *options]) == 0
     state, found = restore(workdir), read_unet(ROOT / "defaults")
     assert int(state.step) == 2
