@@ -48,6 +48,7 @@ def text(parts: dict[str, dict]) -> str:
     from benchmarks.proof_laws import LAW_STEPS, ON_THE_MIXTURE
     from tests.samplers.convergence import STOCHASTIC
 
+    parts = {name: part for name, part in parts.items() if name in PARTS}  # not those of another name, before
     ode = {name: parts[name]["rows"] for name in ODE if name in parts}
     laws = {name: parts[f"law of {name}"]["rows"] for name in STOCHASTIC if f"law of {name}" in parts}
     mixtures = {name.removeprefix("mixture by "): p["rows"] for name, p in parts.items() if name.startswith("mixture")}
