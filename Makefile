@@ -28,6 +28,7 @@ FLAX_PYTHON ?= /tmp/flaxenv/bin/python
 parity:  ## the fixtures of tests/interop anew, and full-size parity with diffusers; TORCH_PYTHON: see docs/interop.md
 	$(TORCH_PYTHON) scripts/make_interop_fixtures.py $(if $(OPENAI),--openai $(OPENAI))
 	$(TORCH_PYTHON) scripts/make_latent_fixtures.py
+	$(TORCH_PYTHON) scripts/make_inception_fixtures.py
 	JAX_PLATFORMS=cpu $(FLAX_PYTHON) scripts/make_flax_fixtures.py
 	$(TORCH_PYTHON) scripts/parity.py torch /tmp/parity
 	JAX_PLATFORMS=cpu uv run python scripts/parity.py jax /tmp/parity
