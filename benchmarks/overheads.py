@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from benchmarks.turns import ratio, table, take_turns
+from benchmarks.turns import ratio, start, table, take_turns
 from configs.digits import config
 from jaxdiff import training_job
 from jaxdiff.builders import build_model
@@ -41,8 +41,7 @@ def training(turns: int, steps: int, workers: bool) -> list[object]:
     with tempfile.TemporaryDirectory() as folder:
         source = sources.open_dataset("digits")
         program = Program(config, source)
-        init = jax.jit(program.init, compiler_options={"xla_backend_optimization_level": 0})
-        state = [init(program.keys["init"])]
+        state = [start(program)]
         batch = program.place([Batches(source, 0, config.train.batch_size)[0]])
 
         def bare(count=steps):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from benchmarks.turns import exponent, line, table, take_turns
+from benchmarks.turns import exponent, line, start, table, take_turns
 from configs.digits import config
 from jaxdiff.builders import build_model
 from jaxdiff.config import Config
@@ -35,8 +35,7 @@ def step(changed: Config, side: int = 8) -> Callable[[], None]:
     rows = changed.train.batch_size
     image, label = np.zeros((rows, side, side, 1), np.uint8), np.zeros(rows, np.int32)
     batch = program.place([{"image": image, "label": label, "row": np.arange(rows, dtype=np.int32)}])
-    init = jax.jit(program.init, compiler_options={"xla_backend_optimization_level": 0})
-    state = [init(program.keys["init"])]
+    state = [start(program)]
 
     def run() -> None:
         state[0], metrics = program.step(state[0], batch, program.keys["train"])

@@ -4,7 +4,18 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
+import jax
 import numpy as np
+
+from jaxdiff.program import Program
+from jaxdiff.training.state import TrainState
+
+
+def start(program: Program) -> TrainState:
+    """A new state where the step wants it: elsewhere its first call would be another program than the rest."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(program.init, out_shardings=shardings, compiler_options=options)(program.keys["init"])
 
 
 def take_turns(actions: Mapping[str, Callable[[], object]], turns: int, warm: bool = True) -> dict[str, list[float]]:
