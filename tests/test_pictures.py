@@ -1,5 +1,7 @@
 """Pictures: the cells hold the images they should, files are whole, the walk shows what it says."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +47,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         self.touch()
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pictures.Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError):
         pictures.write_png(path, _numbered(1)[0])
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"] and path.read_bytes() == b"old"

@@ -51,8 +51,8 @@ COND, UNCOND = (as_denoiser(_network, schedule=CONTINUOUS, prediction=kind) for 
 RESAMPLER = losses.loss_aware(20, history=1)
 
 
-def _guided(make, **options):
-    return lambda x, t: make(COND, UNCOND, 3.0, **options)(x, t)[:2]
+def _guided(make, scale=3.0, **options):
+    return lambda x, t: make(COND, UNCOND, scale, **options)(x, t)[:2]
 
 
 # name: (function of arrays, arguments with a leading batch axis). Its floating arguments are differentiated.
@@ -110,7 +110,7 @@ FUNCTIONS = {
     "guidance_interval": (lambda x, t: guidance.guidance_interval(COND, UNCOND, 0.2, 0.7)(x, t)[:2], (X, T)),
     "rescaled_classifier_free": (_guided(guidance.rescaled_classifier_free, schedule=CONTINUOUS), (X, T)),
     "adaptive_projected": (_guided(guidance.adaptive_projected, schedule=CONTINUOUS, max_norm=0.5), (X, T)),
-    "cfg_pp": (_guided(guidance.cfg_pp), (X, T)),
+    "cfg_pp": (_guided(guidance.cfg_pp, 0.6), (X, T)),
     "cfg_zero_star": (_guided(guidance.cfg_zero_star, schedule=CONTINUOUS), (X, T)),
     "classifier_guidance": (
         lambda x, t: guidance.classifier_guidance(

@@ -55,7 +55,8 @@ def assert_accounted(workdir, wall: float, closing: str) -> None:
     seconds = json.loads((workdir / "clock.json").read_text())["closed"]["seconds"]
     assert abs(seconds["other"]) <= 0.02 * seconds["total"], seconds
     assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(seconds["total"], abs=0.1)
-    assert seconds["total"] == pytest.approx(wall, rel=0.02), (seconds, wall)
+    # Not even the last process can write down how long it took to exit, nor one that is killed its last moment.
+    assert seconds["total"] == pytest.approx(wall, abs=0.02 * wall + 0.5), (seconds, wall)
     assert seconds["lost"] > 0 and f"lost {seconds['lost']:.0f} s" in closing
     last = metrics(workdir)[-1]["seconds"]
     assert last["lost"] == seconds["lost"] and abs(last["other"]) <= 0.02 * last["total"]
