@@ -298,6 +298,57 @@ TRAPS = (
         "at = r - 1e-3 * length / length",
     ),
     Trap(
+        "An average that is never stepped",
+        "tests/training/test_step.py::test_a_step_is_the_optimizers_update_of_the_mean_gradient",
+        "jaxdiff/training/step.py",
+        "ema(state.ema_params, params, state.step)",
+        "state.ema_params",
+    ),
+    Trap(
+        "Samples drawn with the parameters instead of their average",
+        "tests/test_cli.py::test_samples_are_drawn_from_the_average_as_the_run_says",
+        "jaxdiff/sampling_job.py",
+        "params = state.ema_params",
+        "params = state.params",
+    ),
+    Trap(
+        "A resumed run that reads the data from their beginning",
+        "tests/test_cli.py::test_a_run_in_two_pieces_ends_in_the_same_bits",
+        "jaxdiff/training_job.py",
+        "batches.iterate(first)",
+        "batches.iterate(0)",
+    ),
+    Trap(
+        "A resumed run that loses the optimizer's state",
+        "tests/test_cli.py::test_a_run_in_two_pieces_ends_in_the_same_bits",
+        "jaxdiff/training/checkpoints.py",
+        "return jax.tree.unflatten(jax.tree.structure(abstract_state), flat.values()), meta",
+        "return jax.tree.unflatten(jax.tree.structure(abstract_state), [\n                jax.numpy.zeros_like(x) if "
+        "n.startswith('opt_state') else x for n, x in flat.items()]), meta",
+    ),
+    Trap(
+        "A loss averaged per device and summed over devices",
+        "tests/training/test_parallel.py::test_the_numbers_do_not_depend_on_the_layout[1-pmap-1]",
+        "jaxdiff/training/step.py",
+        "jax.lax.pmean((loss, grads), axis_name)",
+        "jax.lax.psum((loss, grads), axis_name)",
+    ),
+    Trap(
+        "Samples of a last, padded batch that are counted",
+        "tests/test_cli.py::test_a_ragged_last_batch_compiles_nothing",
+        "jaxdiff/builders.py",
+        "np.concatenate(batches)[:num]",
+        "np.concatenate(batches)",
+    ),
+    Trap(
+        "Files and lines of every process instead of the first one's",
+        "tests/training/test_processes.py::test_process_0_alone_speaks_logs_and_draws",
+        "jaxdiff/training_job.py",
+        "if jax.process_index() == 0:\n            grid",
+        "if True:\n            pictures.write_whole(workdir / 'samples' / f'of_{jax.process_index()}', b'')\n"
+        "            grid",
+    ),
+    Trap(
         "One key for time and noise",
         "tests/losses/test_denoising.py::test_time_and_noise_are_drawn_with_different_keys",
         "jaxdiff/losses/denoising.py",

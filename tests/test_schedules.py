@@ -229,6 +229,7 @@ def test_t_outside_0_and_1_never_passes_silently(name):
         (lambda: schedules.interpolate(schedules.flow()), "takes a discrete schedule"),
         (lambda: schedules.continuous_vp(beta_min=0.0), "0 < beta_min <= beta_max"),
         (lambda: schedules.continuous_sub_vp(3.0, 2.0), "0 < beta_min <= beta_max"),
+        (lambda: schedules.continuous_vp(beta_max=float("inf")), "finite, got 0.1 and inf"),
         (lambda: schedules.ve(2.0, 1.0), "0 < sigma_min < sigma_max"),
         (lambda: schedules.edm(-1.0), "sigma_max > 0"),
         (lambda: schedules.flow(0.0), "shift must be positive"),

@@ -272,8 +272,8 @@ def _continuous(marginal: Callable[[jax.Array], Marginal], time: Callable[[jax.A
 
 
 def _slope(beta_min: float, beta_max: float) -> float:
-    if not 0 < beta_min <= beta_max:
-        raise ValueError(f"betas need 0 < beta_min <= beta_max, got {beta_min} and {beta_max}")
+    if not 0 < beta_min <= beta_max < math.inf:
+        raise ValueError(f"betas need 0 < beta_min <= beta_max, finite, got {beta_min} and {beta_max}")
     return beta_max - beta_min
 
 

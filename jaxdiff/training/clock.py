@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,13 @@ class Clock:
         self.spans["lost"] += lost
 
     @contextlib.contextmanager
-    def __call__(self, span: str) -> Iterator[None]:
-        """Counts what happens inside towards span, one of SPANS."""
+    def __call__(self, span: str | Callable[[], str]) -> Iterator[None]:
+        """Counts what happens inside towards span, one of SPANS, or what it returns when all has happened."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.spans[span] += time.perf_counter() - start
+            self.spans[span if isinstance(span, str) else span()] += time.perf_counter() - start
 
     def busy(self) -> float:
         """Seconds of training proper: steps, and waiting for their data."""

@@ -92,7 +92,7 @@ def run(
     first = done = int(state.step)
     reader = _Reader(cadence, batch_size, clock, report, show, skipped)
     for count in cadence.calls(first):
-        with clock("data_wait"):
+        with clock(lambda: "productive" if reader.busy() else "data_wait"):
             batch = next(batches)
         with clock("compile" if done == first else "productive"):
             state, metrics = step(state, batch, key)
@@ -123,12 +123,18 @@ class _Reader:
     """
 
     def __init__(self, cadence, batch_size, clock, report, show, skipped):
-        self.waiting: tuple[int, int, dict[str, jax.Array]] | None = None
+        self.waiting: tuple[int, int, dict[str, Any]] | None = None
         self._cadence, self._batch_size, self._clock = cadence, batch_size, clock
         self._report, self._show = report, show
         self.skipped, self._in_a_row = skipped, 0
         self._rate = 0.0
         self._times: deque[tuple[int, float]] = deque(maxlen=-(-cadence.log_every // cadence.steps_per_call) + 1)
+
+    def busy(self) -> bool:
+        """Whether a call is still being computed: then nothing has waited for the host so far."""
+        return self.waiting is not None and not all(
+            value.is_ready() for value in jax.tree.leaves(self.waiting[2])
+        )
 
     def read(self, dispatched: int | None = None) -> None:
         """Waits for the call whose metrics are due, if there is one; `dispatched` says that this step just was."""

@@ -19,10 +19,13 @@ from jaxdiff.training.stopping import StopRequest
 
 
 class _Number:
-    """A metric that says when it was read."""
+    """A metric that says when it was read, and whether it is there yet."""
 
-    def __init__(self, value, events, name):
-        self._value, self._events, self._name = value, events, name
+    def __init__(self, value, events, name, ready=True):
+        self._value, self._events, self._name, self._ready = value, events, name, ready
+
+    def is_ready(self):
+        return self._ready
 
     def __float__(self):
         self._events.append(self._name)
@@ -32,9 +35,9 @@ class _Number:
 class _Job:
     """A run of `steps` steps of which everything is recorded in `events`."""
 
-    def __init__(self, steps, first=0, skip=(), stop_at=None, **cadence):
+    def __init__(self, steps, first=0, skip=(), stop_at=None, ready=True, data_s=0.0, **cadence):
         self.events, self.reports = [], {}
-        self._skip = skip
+        self._skip, self._ready, self._data_s = skip, ready, data_s
         cadence = Cadence(steps, **{"log_every": 1, "checkpoint_every": 10**6, "sample_every": 0, **cadence})
         self._several = cadence.steps_per_call > 1
         self.clock = Clock(time.time())
@@ -56,13 +59,14 @@ class _Job:
 
     def _batches(self, first, cadence):
         for count in cadence.calls(first):
+            time.sleep(self._data_s)
             yield range(first, first + count)
             first += count
 
     def _step(self, state, batch, key):
         self.events.append(f"dispatch {batch[0]}" + (f"+{len(batch)}" if self._several else ""))
         return state, {
-            "loss": [_Number(n, self.events, f"read {n}") for n in batch],
+            "loss": [_Number(n, self.events, f"read {n}", self._ready) for n in batch],
             "skipped": [_Number(n in self._skip, [], "") for n in batch],
         }
 
@@ -74,6 +78,14 @@ class _Job:
 def test_step_n_is_dispatched_before_the_metrics_of_step_n_minus_1_are_read():
     events = [event for event in _Job(3).events if not event.startswith("report")]
     assert events == ["dispatch 0", "dispatch 1", "read 0", "dispatch 2", "read 1", "read 2", "save 3 skipped 0"]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_data_are_waited_for_only_when_no_step_is_being_computed(ready):
+    job = _Job(5, ready=ready, data_s=0.02)
+    waits = 5 if ready else 1  # the first batch is always waited for
+    assert 0.02 * waits <= job.clock.spans["data_wait"] < 0.02 * waits + 0.05
+    assert job.clock.spans["productive"] >= 0.02 * (5 - waits)
 
 
 def test_everything_happens_at_its_cadence_and_a_save_follows_its_reports():
