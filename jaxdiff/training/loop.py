@@ -132,9 +132,7 @@ class _Reader:
 
     def busy(self) -> bool:
         """Whether a call is still being computed: then nothing has waited for the host so far."""
-        return self.waiting is not None and not all(
-            value.is_ready() for value in jax.tree.leaves(self.waiting[2])
-        )
+        return self.waiting is not None and not all(value.is_ready() for value in jax.tree.leaves(self.waiting[2]))
 
     def read(self, dispatched: int | None = None) -> None:
         """Waits for the call whose metrics are due, if there is one; `dispatched` says that this step just was."""
