@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.scores import Bits, Score, identity
 from jaxdiff.pictures import write_whole
+from jaxdiff.places import Place
 from jaxdiff.schema import decode
 
 _KINDS: dict[str, type] = {"scores": Score, "bits": Bits}
@@ -23,7 +23,7 @@ class ScoreFile:
       UserError: the file holds something else.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Place):
         self._path, self._rows = path, []
         if not path.exists():
             return

@@ -1,5 +1,6 @@
 """A run whose workdir is a bucket (of Google's kind, served on this machine): the same promise as on a disk."""
 
+import json
 import os
 import signal
 import subprocess
@@ -59,6 +60,14 @@ def test_killed_set_aside_and_sampled_from_in_a_bucket(starter, config, straight
     assert drawn.returncode == 0, drawn.stderr
     epath.backend.fsspec_backend.fs(RUN).invalidate_cache()
     assert "2 samples of step 40" in drawn.stdout and (run / "samples" / "two.npz").exists()
+
+    command = [sys.executable, "-m", "jaxdiff.evaluate", RUN, "--metrics", "bpd", "--bits-num", "2"]
+    command += ["--test-path", json.loads((run / "config.json").read_text())["data"]["path"]]
+    measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **bucket})
+    assert measured.returncode == 0, measured.stderr
+    epath.backend.fsspec_backend.fs(RUN).invalidate_cache()
+    (bits,) = json.loads((run / "evaluation" / "scores.json").read_text())["bits"]
+    assert bits["step"] == 40 and bits["value"] > 0
 
 
 def test_a_bucket_that_is_not_there_is_one_line(starter, config, bucket):
