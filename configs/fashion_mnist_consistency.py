@@ -23,8 +23,8 @@ config = Config(
         time_injection="scale_shift",
     ),
     diffusion=Diffusion(schedule="cosine", prediction="v", class_dropout=0.1),
-    consistency=Consistency(start="runs/fashion_mnist_small", halve_every=150),
-    optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
-    train=Train(steps=1000, batch_size=64, checkpoint_every=500, log_every=50, sample_every=1000, ema_decay=0.999),
+    consistency=Consistency(start="runs/fashion_mnist_small", halve_every=700),
+    optimizer=Optimizer(learning_rate=2e-4, warmup_steps=50),
+    train=Train(steps=2000, batch_size=64, checkpoint_every=500, log_every=50, sample_every=2000, ema_decay=0.99),
     sampling=Sampling(sampler="lcm", steps=2),
 )

@@ -10,7 +10,7 @@ from jaxdiff.config import Consistency, Optimizer, Sampling
 
 KINDS = {"distilled": True, "tuned": False}  # with the teacher, or by the images alone
 STEPS = (1, 2, 4)
-TRAIN_STEPS = 1000
+TRAIN_STEPS = 2000
 
 
 def train(place: common.Place, name: str) -> common.Run:
@@ -18,9 +18,9 @@ def train(place: common.Place, name: str) -> common.Run:
     start = common.base_run(place)
     config = common.change(
         start.config,
-        consistency=Consistency(start=str(start.workdir), teacher=KINDS[name], halve_every=150),
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50),
-        train={"steps": TRAIN_STEPS, "sample_every": TRAIN_STEPS, "posthoc_ema": ()},
+        consistency=Consistency(start=str(start.workdir), teacher=KINDS[name], halve_every=700),
+        optimizer=Optimizer(learning_rate=2e-4, warmup_steps=50),
+        train={"steps": TRAIN_STEPS, "sample_every": TRAIN_STEPS, "ema_decay": 0.99, "posthoc_ema": ()},
         sampling=Sampling(sampler="lcm", steps=2),
     )
     return common.trained(place, name, config)

@@ -3,7 +3,8 @@
 f(x_t, t) is the x_0 of the network's prediction, and f(x, 0) = x holds by itself for every kind but "x_0". For r < t on
 one path, f is made to agree with itself:
 
-    loss = w |f(x_t, t) - stop_gradient f(x_r, r)|^2 / d,   w = 1/(phi_t - phi_r),  phi = atan(sigma/alpha)      (1)
+    loss = w |f(x_t, t) - stop_gradient f(x_r, r)|^2 / d,   phi = atan(sigma/alpha),                             (1)
+                                                            w = 1/((phi_t - phi_r) sin phi_t)
 
     distillation   x_r is one DDIM step from x_t with the teacher's denoiser                                      (2)
     training       x_r has the noise that x_t has, and no teacher is needed                                       (3)
@@ -12,8 +13,12 @@ As r -> t both have the end of the flow as their fixed point; with a gap, (2) ha
 and on Gaussian data (3) has the same. r = 0 in (3) is the denoising loss: a diffusion model is the start of training,
 and the gap is narrowed from there (`narrowing`). Samples are drawn with `samplers.lcm`.
 
+An error of v counts sin phi times in f. Without the sine in w the loss would hardly see it at small phi, and f would keep
+the noise there; every other f is made from that one.
+
 Sources: Song et al. 2023 (consistency models), algorithms 2 and 3; Geng et al. 2024 (ECT, easy consistency tuning),
-sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), section 3 (the angle).
+sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), section 3 (the angle) and
+4 (the sine in w; theirs has a cosine above it, which leaves pure noise without weight).
 """
 
 from collections.abc import Callable
@@ -88,7 +93,8 @@ def consistency_loss(
 
     goal = end(target or predict, x_r, r)
     goal = jax.lax.stop_gradient(jnp.where(m_r.like(x_0).sigma > 0, goal, x_r))
-    return mean_square(end(predict, drawn.x_t, drawn.t) - goal) / (_angle(drawn.m) - _angle(m_r))
+    phi = _angle(drawn.m)
+    return mean_square(end(predict, drawn.x_t, drawn.t) - goal) / ((phi - _angle(m_r)) * jnp.sin(phi))
 
 
 def narrowing(stage: float | Array) -> Earlier:
