@@ -13,12 +13,12 @@ As r -> t both have the end of the flow as their fixed point; with a gap, (2) ha
 and on Gaussian data (3) has the same. r = 0 in (3) is the denoising loss: a diffusion model is the start of training,
 and the gap is narrowed from there (`narrowing`). Samples are drawn with `samplers.lcm`.
 
-An error of v counts sin phi times in f. Without the sine in w the loss would hardly see it at small phi, and f would keep
-the noise there; every other f is made from that one.
+An error of v counts sin phi times in f. Without the sine in w the loss would hardly see it at small phi, and f would
+keep the noise there; every other f is made from that one.
 
 Sources: Song et al. 2023 (consistency models), algorithms 2 and 3; Geng et al. 2024 (ECT, easy consistency tuning),
-sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), section 3 (the angle) and
-4 (the sine in w; theirs has a cosine above it, which leaves pure noise without weight).
+sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), the angle, and 1/tan phi
+for a weight, whose cosine is left out here: it would leave pure noise without weight.
 """
 
 from collections.abc import Callable
