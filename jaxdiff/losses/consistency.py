@@ -4,7 +4,7 @@ f(x_t, t) is the x_0 of the network's prediction, and f(x, 0) = x holds by itsel
 one path, f is made to agree with itself:
 
     loss = w |f(x_t, t) - stop_gradient f(x_r, r)|^2 / d,   phi = atan(sigma/alpha),                             (1)
-                                                            w = 1/((phi_t - phi_r) sin phi_t)
+                                                            w = 1/((phi_t - phi_r) sin^2 phi_t)
 
     distillation   x_r is one DDIM step from x_t with the teacher's denoiser                                      (2)
     training       x_r has the noise that x_t has, and no teacher is needed                                       (3)
@@ -13,12 +13,11 @@ As r -> t both have the end of the flow as their fixed point; with a gap, (2) ha
 and on Gaussian data (3) has the same. r = 0 in (3) is the denoising loss: a diffusion model is the start of training,
 and the gap is narrowed from there (`narrowing`). Samples are drawn with `samplers.lcm`.
 
-An error of v counts sin phi times in f. Without the sine in w the loss would hardly see it at small phi, and f would
-keep the noise there; every other f is made from that one.
+So the loss is the square of v's error, which is that of f over sin phi, per unit of angle. Without the sine it would
+hardly see what is wrong at small phi: f would keep the noise there, and every other f is made from that one.
 
 Sources: Song et al. 2023 (consistency models), algorithms 2 and 3; Geng et al. 2024 (ECT, easy consistency tuning),
-sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), the angle, and 1/tan phi
-for a weight, whose cosine is left out here: it would leave pure noise without weight.
+sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), for the angle. w is ours.
 """
 
 from collections.abc import Callable
@@ -94,7 +93,7 @@ def consistency_loss(
     goal = end(target or predict, x_r, r)
     goal = jax.lax.stop_gradient(jnp.where(m_r.like(x_0).sigma > 0, goal, x_r))
     phi = _angle(drawn.m)
-    return mean_square(end(predict, drawn.x_t, drawn.t) - goal) / ((phi - _angle(m_r)) * jnp.sin(phi))
+    return mean_square(end(predict, drawn.x_t, drawn.t) - goal) / ((phi - _angle(m_r)) * jnp.sin(phi) ** 2)
 
 
 def narrowing(stage: float | Array) -> Earlier:

@@ -119,7 +119,7 @@ def test_fixed_point_tends_to_the_end_of_the_flow():
 
 
 def test_widest_gap_is_the_denoising_loss():
-    """Stage 0: r = 0, and the loss is that of x_0, over the angle and its sine."""
+    """Stage 0: r = 0, and the loss is that of x_0, over the angle and its squared sine: that of v over the angle."""
     x_0, t = data(6), jnp.array([1, 3, 5, 8, 11, 12]) / STEPS
     g = jnp.linspace(1.0, 0.2, STEPS + 1)
     key = jax.random.key(5)
@@ -127,7 +127,7 @@ def test_widest_gap_is_the_denoising_loss():
     plain = denoising_loss(key, lambda x, t, cond: end_of(g, x, t), x_0, schedule=SCHEDULE, prediction="x_0", t=t)
     m = SCHEDULE(t)
     phi = np.arctan2(m.sigma, m.alpha)
-    np.testing.assert_allclose(found, plain / (phi * np.sin(phi)), rtol=1e-4)
+    np.testing.assert_allclose(found, plain / (phi * np.sin(phi) ** 2), rtol=1e-4)
 
 
 def end_of(g, x, t):
