@@ -17,7 +17,8 @@ So the loss is the square of v's error, which is that of f over sin phi, per uni
 hardly see what is wrong at small phi: f would keep the noise there, and every other f is made from that one.
 
 Sources: Song et al. 2023 (consistency models), algorithms 2 and 3; Geng et al. 2024 (ECT, easy consistency tuning),
-sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), for the angle. w is ours.
+sections 3 and 4, where the noise level is sigma/alpha and not the angle; Lu & Song 2024 (sCM), for the angle. The
+weight is ours (docs/decisions/0010).
 """
 
 from collections.abc import Callable
