@@ -8,6 +8,7 @@ temporaries of the compiled step, in which donated buffers count once. A second 
 Linux only. The network is configs/cifar10.py's at 8 images a step, plainly and with --model.winograd.
 """
 
+import argparse
 import ctypes
 import json
 import subprocess
@@ -56,6 +57,7 @@ def _status(name: str) -> int:
 
 def main() -> None:
     """Prints the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = []
     for winograd in (False, True):
         code = (

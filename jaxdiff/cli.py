@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -59,7 +59,7 @@ class SampleArguments(_Arguments):
 
     workdir: tyro.conf.Positional[str]
     """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
-    sampler: Method | None = None
+    sampler: str | None = None
     """Sampling method; default: the run's own, and so for the next three."""
     steps: int | None = None
     """Sampling steps."""
@@ -170,6 +170,9 @@ def _plan(arguments: TrainArguments) -> str:
 def _sample(argv: list[str]) -> tuple[int, str]:
     names = [*(_option_names(SampleArguments) - {"workdir"})]
     arguments = _parse(SampleArguments, argv, names, "sample.py")
+    methods = get_args(Method)
+    if arguments.sampler is not None and arguments.sampler not in methods:
+        raise UserError(f"unknown sampler {arguments.sampler!r}; choose one of {', '.join(methods)}")
     use_compilation_cache()
     from jaxdiff.training import processes
 

@@ -7,6 +7,7 @@ and nothing in it is ever executed.
 
 import dataclasses
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def load(name_or_path: str, folder: Path) -> Config:
     if path.suffix != ".py":
         path = folder / f"{name_or_path}.py"
     names = sorted(p.stem for p in folder.glob("*.py"))
+    beside = Path(f"{name_or_path}.py")
+    if not path.is_file() and path == Path(name_or_path):
+        raise UserError(f"no file {name_or_path}")
+    if not path.is_file() and beside.is_file():
+        raise UserError(f"no config {name_or_path!r}; did you mean the file {beside}?")
     if not path.is_file():
         hint = f"; did you mean {nearest(name_or_path, names)!r}? (there are {', '.join(names)})" if names else ""
         raise UserError(f"no config {name_or_path!r}{hint}")
@@ -51,7 +57,10 @@ def load(name_or_path: str, folder: Path) -> Config:
     try:
         exec(compile(path.read_text(), str(path), "exec"), scope)
     except (SyntaxError, TypeError, NameError, ImportError, AttributeError) as error:
-        raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise UserError(f"{path} does not run{where}: {type(error).__name__}: {error}") from error
     if not isinstance(scope.get("config"), Config):
         raise UserError(f"{path} must define config = Config(...)")
     return scope["config"]

@@ -13,17 +13,26 @@ scores.json and out of the table. Several processes are started as those of samp
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jaxdiff import places
 from jaxdiff.cli import exit_code, use_compilation_cache
+from jaxdiff.errors import UserError
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS
 from jaxdiff.evaluation_job import Evaluation
 from jaxdiff.training import processes
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, not the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates; returns the exit code: 0 done, 1 no checkpoint can be read, 2 wrong input, 76 a process was lost."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m jaxdiff.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdir", type=places.place, help="the run")
@@ -32,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sampler", help="methods, by commas; default the run's own")
     parser.add_argument("--steps", help="numbers of steps, by commas; default the run's own")
     parser.add_argument("--num", type=int, default=10_000, help="samples a cell; default 10000")
-    parser.add_argument("--bits-num", type=int, default=1000, help="test images for bpd and bpd_flow; default 1000")
+    parser.add_argument("--bits-num", type=int, help="test images for bpd and bpd_flow; default 1000, or all if fewer")
     parser.add_argument("--guidance", type=float, help="classifier-free scale; default the run's own")
     parser.add_argument("--eta", type=float, help="randomness of a method that has it")
     parser.add_argument("--seed", type=int, default=0, help="sample i depends on the seed and i alone")
@@ -43,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", help="FILE of weights of FID's Inception or of a classifier, or MODULE:FUNCTION")
     for name, kind in (("coordinator", str), ("num-processes", int), ("process-id", int)):
         parser.add_argument(f"--{name}", type=kind, help="of several processes where JAX does not detect them")
-    arguments = parser.parse_args(argv)
+    try:
+        arguments = parser.parse_args(argv)
+    except UserError as error:
+        print(f"evaluate: {error}; --help lists what there is", file=sys.stderr)
+        return 2
     place = processes.Place(*(vars(arguments).pop(name) for name in ("coordinator", "num_processes", "process_id")))
     use_compilation_cache()
 

@@ -67,18 +67,23 @@ class Evaluation:
 
     def _check_metrics(self) -> None:
         self._train = self._open("train", self._arguments.data_path)
-        self._extractor = choose(self._arguments.features, self._train.shape)
-        num, least = self._arguments.num, 2 * BLOCK if "kid" in self._metrics else LEAST
+        num, kid = self._arguments.num, "kid" in self._metrics
+        least = 2 * BLOCK if kid else LEAST
         if not least <= num <= len(self._train):
+            few = f"KID takes two blocks of {BLOCK}" if kid else "fewer say nothing"
             raise UserError(
-                f"--num {num} must lie in {least}..{len(self._train)}: KID takes {2 * BLOCK} at least, "
+                f"--num {num} must lie in {least}..{len(self._train)}: {few}, "
                 "and there are no more training images to compare with"
             )
+        self._extractor = choose(self._arguments.features, self._train.shape)
 
     def _check_likelihoods(self, test: Source | None) -> None:
-        kind, num, classes = self._kinds[0], self._arguments.bits_num, self._config.model.num_classes
+        kind, classes = self._kinds[0], self._config.model.num_classes
         if test is None:
             raise UserError(f"{kind} is of test images, and there are none: give --test-path")
+        if self._arguments.bits_num is None:
+            self._arguments.bits_num = min(1000, len(test))
+        num = self._arguments.bits_num
         if not 2 <= num <= len(test):
             raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
         if classes and classes != test.num_classes:

@@ -291,6 +291,7 @@ def test_checkpoints_without_their_config_are_refused(config, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["digit"], ["'digit'", "did you mean 'digits'"]),
+        (["missing.py"], ["no file missing.py"]),
         (["digits", "--train.stepz", "3"], ["--train.stepz", "--train.steps"]),
         (["digits", "--train.steps", "many"], ["--train.steps", "many"]),
         (["digits", "--parallel.mode", "xmap"], ["--parallel.mode", "mesh", "pmap"]),
@@ -461,7 +462,7 @@ def test_samples_as_a_grid_a_folder_and_a_walk(trained, tmp_path):
         (["--classes", "0", "2"], ["2", "0..1"]),
         (["--num", "0"], ["--num 0"]),
         (["--steps", "1001"], ["steps=1001", "1000"]),
-        (["--sampler", "euclid"], ["euclid", "ddim"]),
+        (["--sampler", "ddmi"], ["unknown sampler 'ddmi'", "choose one of ddpm, ddim"]),
         (["--sampler", "ddpm", "--eta", "0.5"], ["eta=0.5", "ddim"]),
         (["--out", "a.jpg"], ["a.jpg", ".npz"]),
         (["--trajectory", "--out", "a.npz"], ["a.npz", ".gif"]),

@@ -122,6 +122,7 @@ def test_samples_are_those_of_sample_py(run, tmp_path):
         (("--sampler", "dimm"), "one of"),
         (("--eta", "0.5", "--sampler", "heun"), "means nothing to heun"),
         (("--batch-size", "0"), "at least 1"),
+        (("--stepz", "2"), "unrecognized arguments: --stepz 2; --help"),
         (("--data-path", "/nowhere"), "/nowhere"),
         (("--features", "/nowhere.pth"), "/nowhere.pth is no file"),
         (("--features", "nowhere:features"), "No module named 'nowhere'"),

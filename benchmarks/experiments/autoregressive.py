@@ -1,6 +1,6 @@
 """(e) Pixel by pixel against all at once: bits per dimension, seconds an image, and how both ways grow with the side.
 
-    python -m benchmarks.experiments.autoregressive --data FOLDER
+    uv run python -m benchmarks.experiments.autoregressive --data FOLDER
 
 The seconds are CPU time, measured on passes of untrained networks (training does not change them) and multiplied by
 their number: one a pixel for the PixelCNN, as many as steps for diffusion.
@@ -138,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

@@ -1,6 +1,6 @@
 """(f) The width of the parameters' average, chosen after training, and the guidance scale against FID and recall.
 
-python -m benchmarks.experiments.averages_guidance --data FOLDER
+uv run python -m benchmarks.experiments.averages_guidance --data FOLDER
 """
 
 import dataclasses
@@ -49,4 +49,4 @@ def write(place: common.Place, floor: common.Row, rows: list[tuple[str, Any, com
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

@@ -2,10 +2,10 @@
 
 Every experiment is one command, which goes on where it stopped:
 
-    python -m benchmarks.experiments.NAME --data FOLDER [--runs FOLDER] [--run RUN] [--out FOLDER]
+    uv run python -m benchmarks.experiments.NAME --data FOLDER [--runs FOLDER] [--run RUN] [--out FOLDER]
 
-The first FOLDER has Fashion-MNIST's four idx files. --out, by default docs/experiments/NAME, gets results.json, tables
-and plots.
+The first FOLDER has Fashion-MNIST's four idx files. --out, by default runs/experiments/results/NAME, gets results.json,
+tables and plots; docs/experiments/NAME holds the published ones.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures, samplers, training_job
 from jaxdiff.builders import build_model, build_sample
-from jaxdiff.cli import use_compilation_cache
+from jaxdiff.cli import exit_code, use_compilation_cache
 from jaxdiff.config import Config, Sampling, validate
 from jaxdiff.config_files import load, read_run
 from jaxdiff.evaluation import frechet_distance, kernel_distance, neighbours
@@ -61,12 +61,24 @@ def start(name: str, description: str | None, slow: str = "") -> Place:
     )
     parser.add_argument("--data", required=True, help="folder of the four idx files")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "experiments", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "experiments" / name, help="folder of the results")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "experiments" / "results" / name, help="folder of the results"
+    )
     parser.add_argument("--run", type=Path, help="sample from this run and not from fashion_mnist_small")
     if slow:
         parser.add_argument("--slow", action="store_true", help=slow)
     use_compilation_cache()
     return Place(**vars(parser.parse_args()))
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs an experiment; what cannot be is one line, and the exit code 2."""
+
+    def body() -> tuple[int, str]:
+        main()
+        return 0, ""
+
+    sys.exit(exit_code("experiment", body))
 
 
 class Run(NamedTuple):

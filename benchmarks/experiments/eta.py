@@ -1,6 +1,6 @@
 """(d) DDIM's randomness: eta from 0 to 1 at 10 to 100 steps, the DDIM paper's table 1 in small.
 
-python -m benchmarks.experiments.eta --data FOLDER
+uv run python -m benchmarks.experiments.eta --data FOLDER
 """
 
 from benchmarks.experiments import common
@@ -32,4 +32,4 @@ def _cell(row: common.Row) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

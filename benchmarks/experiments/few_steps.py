@@ -1,6 +1,6 @@
 """Few steps: the trained model distilled into a consistency model, and tuned to one by the images alone; 1, 2, 4 steps.
 
-    python -m benchmarks.experiments.few_steps --data FOLDER
+    uv run python -m benchmarks.experiments.few_steps --data FOLDER
 
 For comparison, the trained model itself at as few steps.
 """
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

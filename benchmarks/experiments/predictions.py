@@ -1,6 +1,6 @@
 """(b) Predicting the noise, the image or v, and (c) the cosine against the linear schedule: same budget, three seeds.
 
-    python -m benchmarks.experiments.predictions --data FOLDER
+    uv run python -m benchmarks.experiments.predictions --data FOLDER
 
 Every network is asked the same question afterwards: how far is its estimate of the noise from the noise, at each noise
 level, on test images. (In units of the image that error is sigma/alpha times as large, whatever a network predicts.)
@@ -101,4 +101,4 @@ def write(place: common.Place, floor: common.Row, found: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

@@ -1,6 +1,6 @@
 """(a) Steps against samplers: the table of the field on Fashion-MNIST, few-step models included.
 
-    python -m benchmarks.experiments.steps --data FOLDER [--slow]
+    uv run python -m benchmarks.experiments.steps --data FOLDER [--slow]
 
 Many samplers at 1000 images each; with --slow 100 to 1000 steps too, and a table of some at 10,000 images.
 """
@@ -58,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

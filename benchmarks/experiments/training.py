@@ -1,6 +1,6 @@
 """The training of fashion_mnist_small: its loss, FID as it goes on, and what it draws at the end.
 
-    python -m benchmarks.experiments.training --data FOLDER
+    uv run python -m benchmarks.experiments.training --data FOLDER
 
 FID is of the average of relative width 0.10, kept every 500 steps.
 """
@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

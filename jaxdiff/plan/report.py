@@ -30,7 +30,8 @@ def describe(config: Config) -> str:
     mebibytes = [f"{size / 2**20:.1f}" for size in (*memory, memory.total)]
     return to_json(config) + "\n".join(
         (
-            f"data        {len(source)} images of {source.shape}, {source.num_classes} classes",
+            f"data        {len(source)} images of {source.shape}, {source.num_classes} classes"
+            + (", not used: model.num_classes=0" if source.num_classes and not config.model.num_classes else ""),
             f"parameters  {parameters:,}",
             f"a step      {flops / 1e9:.2f} GFLOP, {flops / batch_size / 1e6:.1f} MFLOP an image",
             "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),
