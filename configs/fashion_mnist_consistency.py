@@ -4,9 +4,9 @@
     uv run train.py fashion_mnist_consistency --data.path FOLDER      # --consistency.teacher false: by the images alone
     uv run sample.py runs/fashion_mnist_consistency --steps 1
 
-2,000 steps, five minutes of one CPU core. Distilled: FID 80, 76 and 70 at 1, 2 and 4 steps, where its teacher has 209, 89
-and 55 (and 50 at 20 steps); tuned by the images alone: 110, 80 and 64 (n = 2,000, features of jaxdiff's own classifier,
-floor 1.7; docs/experiments, few steps).
+2,000 steps, five minutes of one CPU core. Distilled: FID 80, 76 and 70 at 1, 2 and 4 steps, where its teacher has
+209, 89 and 55 (and 50 at 20 steps); tuned by the images alone: 110, 80 and 64 (n = 2,000, features of jaxdiff's own
+classifier, floor 1.7; docs/experiments, few steps).
 """
 
 from jaxdiff.config import Config, Consistency, Data, Diffusion, Model, Optimizer, Sampling, Train

@@ -2,9 +2,10 @@
 
     uv run train.py fashion_mnist_small --data.path FOLDER       # of the four idx files; Debian: dataset-fashion-mnist
 
-0.19 M parameters; 862 images a second of CPU time in training and 3,100 passes in sampling on a Zen 4 core, so five minutes
-of one for the 4,000 steps. FID 48 and KID 30 +- 4 in the features of jaxdiff's own classifier (10 steps of dpmpp_2m, power
-function average 0.10, n = 2,000; floor 1.7 and 0 +- 0.7); with guidance 2 it is 34 (n = 1,000). docs/experiments has more.
+0.19 M parameters; 862 images a second of CPU time in training and 3,100 passes in sampling on a Zen 4 core, so five
+minutes of one for the 4,000 steps. FID 48 and KID 30 +- 4 in the features of jaxdiff's own classifier (10 steps of
+dpmpp_2m, power function average 0.10, n = 2,000; floor 1.7 and 0 +- 0.7); with guidance 2 it is 34 (n = 1,000).
+docs/experiments has more.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Sampling, Train
