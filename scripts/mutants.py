@@ -349,6 +349,13 @@ TRAPS = (
         "            grid",
     ),
     Trap(
+        "A consistency loss that hardly sees small noise: what it distils keeps it",
+        "tests/losses/test_consistency.py::test_widest_gap_is_the_denoising_loss",
+        "jaxdiff/losses/consistency.py",
+        "/ ((phi - _angle(m_r)) * jnp.sin(phi) ** 2)",
+        "/ (phi - _angle(m_r))",
+    ),
+    Trap(
         "One key for time and noise",
         "tests/losses/test_denoising.py::test_time_and_noise_are_drawn_with_different_keys",
         "jaxdiff/losses/denoising.py",
