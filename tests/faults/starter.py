@@ -43,6 +43,8 @@ def skipped_batches(first: int, last: int) -> None:
     """Steps first to last are not computed at all: the state stays as it is, but for its step."""
     import dataclasses
 
+    import jax
+
     nan_batches(first, first - 1)  # float32 batches, as the other has
     compile_step = Program.compiled
 
@@ -52,7 +54,8 @@ def skipped_batches(first: int, last: int) -> None:
         def step(state, batch, key):
             n = int(state.step)
             if first <= n <= last:
-                metrics = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
+                lost = {"loss": float("nan"), "grad_norm": float("nan"), "skipped": 1.0}
+                metrics = {name: jax.numpy.float32(value) for name, value in lost.items()}
                 return dataclasses.replace(state, step=state.step + 1), metrics
             return compiled(state, batch, key)
 
