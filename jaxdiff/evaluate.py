@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """Wrong arguments are one line, not the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(f"{message}; --help lists what there is")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,18 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--features", help="FILE of weights of FID's Inception or of a classifier, or MODULE:FUNCTION")
     for name, kind in (("coordinator", str), ("num-processes", int), ("process-id", int)):
         parser.add_argument(f"--{name}", type=kind, help="of several processes where JAX does not detect them")
-    try:
-        arguments = parser.parse_args(argv)
-    except UserError as error:
-        print(f"evaluate: {error}; --help lists what there is", file=sys.stderr)
-        return 2
-    place = processes.Place(*(vars(arguments).pop(name) for name in ("coordinator", "num_processes", "process_id")))
-    use_compilation_cache()
 
     def evaluate() -> tuple[int, str]:
-        return 0, Evaluation(arguments).run()
+        arguments = parser.parse_args(argv)
+        place = processes.Place(*(vars(arguments).pop(name) for name in ("coordinator", "num_processes", "process_id")))
+        use_compilation_cache()
+        return processes.run(place, "evaluate", lambda: (0, Evaluation(arguments).run()))
 
-    return exit_code("evaluate", lambda: processes.run(place, "evaluate", evaluate))
+    return exit_code("evaluate", evaluate)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class Prefetch:
             batch = self._ahead.popleft().result()
             if isinstance(self._source, RecordSource):  # noted when used: the count does not depend on what is ahead
                 self._source.note_corrupt(batch.pop("corrupt").tolist())
-        except Exception:
+        except Exception:  # whatever it is goes on its way; the thread and the workers end first
             self.close()
             raise
         self.wait_seconds += time.perf_counter() - start

@@ -95,7 +95,7 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
         code, line = 2, " ".join(str(error).split())
     except RunError as error:
         code, line = 1, " ".join(str(error).split())
-    except Exception as error:
+    except Exception as error:  # of any kind: the others must hear that this process has failed
         if _is_about_another(error):  # the service will say about which, or its process does
             time.sleep(HEARTBEAT_SECONDS + _FAREWELL)
         traceback.print_exc()
