@@ -5,30 +5,32 @@
 For comparison, the trained model itself at as few steps.
 """
 
+import dataclasses
+
 from benchmarks.experiments import common
-from jaxdiff.config import Consistency, Optimizer, Sampling
+from jaxdiff.config import Sampling
 
 KINDS = {"distilled": True, "tuned": False}  # with the teacher, or by the images alone
 STEPS = (1, 2, 4)
-TRAIN_STEPS = 2000
+PUBLISHED = common.load("fashion_mnist_consistency", common.ROOT / "configs")
 
 
 def train(place: common.Place, name: str) -> common.Run:
-    """The consistency model, begun with the base run's average; see configs/fashion_mnist_consistency.py."""
+    """The consistency model: begun with the base run's average, and trained as its config says."""
     start = common.base_run(place)
     config = common.change(
         start.config,
-        consistency=Consistency(start=str(start.workdir), teacher=KINDS[name], halve_every=700),
-        optimizer=Optimizer(learning_rate=2e-4, warmup_steps=50),
-        train={"steps": TRAIN_STEPS, "sample_every": TRAIN_STEPS, "ema_decay": 0.99, "posthoc_ema": ()},
-        sampling=Sampling(sampler="lcm", steps=2),
+        consistency=dataclasses.replace(PUBLISHED.consistency, start=str(start.workdir), teacher=KINDS[name]),
+        optimizer=PUBLISHED.optimizer,
+        train=PUBLISHED.train,
+        sampling=PUBLISHED.sampling,
     )
     return common.trained(place, name, config)
 
 
 def finished(place: common.Place) -> list[tuple[str, common.Run]]:
     """Those of the models that are trained."""
-    whole = [name for name in KINDS if (place.runs / name / "checkpoints" / str(TRAIN_STEPS)).exists()]
+    whole = [name for name in KINDS if (place.runs / name / "checkpoints" / str(PUBLISHED.train.steps)).exists()]
     return [(name, train(place, name)) for name in whole]
 
 
@@ -46,7 +48,8 @@ def main() -> None:
     head = ("model", "steps", *common.QUALITY, "images/s")
     lines = [["test images (floor)", "", *common.quality(floor), ""]]
     lines += [[name, row["steps"], *common.quality(row), f"{row['images_per_s']:.3g}"] for name, row in rows]
-    extra = f"One training each, {TRAIN_STEPS} steps of 64 images, seed 0. Images a second of CPU time, one core."
+    budget = f"{PUBLISHED.train.steps} steps of {PUBLISHED.train.batch_size} images"
+    extra = f"One training each, {budget}, seed 0. Images a second of CPU time, one core."
     common.write_table(place, head, lines, common.notes(rows[0][1], extra))
     points: dict[str, list[tuple[float, float]]] = {}
     for name, row in rows:
