@@ -347,7 +347,7 @@ def _step_time(rows: list[dict]) -> str:
         "That other steps, eta, guidance and seeds compile nothing is tested by counting compilations "
         "(`tests/samplers/test_base.py`). The price of times padded to 1000 for 50 steps of the digits U-Net, against "
         f"a plain scan of 50: time ratio {r['ratio']:.3f}, quartiles {r['low']:.3f} and {r['high']:.3f}, {r['turns']} "
-        "turns, on an idle machine (below 1 is noise). `uv run python -m benchmarks.step_time`.\n"
+        "turns (below 1 is noise). `uv run python -m benchmarks.step_time`.\n"
     )
 
 
