@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def _train(
     processes.barrier("the workdir is process 0's")
     with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
-        state, meta = _start(config, program, checkpoints)
-        first = int(state.step)
+        restored, meta = _restored(config, program, checkpoints)
+        first = int(restored.step) if restored else 0
         if leads:
             pictures.write_whole(workdir / "config.json", to_json(config).encode())
         processes.barrier("config.json is written")
@@ -113,8 +114,10 @@ def _train(
         if snapshots:
             stack.enter_context(snapshots)
 
-        with clock("compile"):
+        with clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work
+            begun = beside.submit(lambda: restored or _new_state(program))
             step = program.compiled() if first < train.steps else program.step
+            state = begun.result()
         processes.barrier_after_compiling("the step")
 
         def save(state: TrainState, step: int, skipped: int) -> None:
@@ -161,14 +164,18 @@ def _train(
     return 0, _closing(workdir, train.steps, done - first, clock.totals())
 
 
-def _start(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from and what was saved beside it; a new state and nothing where there is none."""
+def _new_state(program: Program) -> TrainState:
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+    # It runs once: on CPU, optimising it takes five times as long as all else.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(program.init, out_shardings=shardings, compiler_options=options)
+    return init(program.keys["init"])
+
+
+def _restored(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[TrainState | None, dict[str, Any]]:
+    """The state to go on from and what was saved beside it; None and nothing where there is none."""
     if checkpoints.latest() is None:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
-        # It runs once: on CPU, optimising it takes five times as long as all else.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        init = jax.jit(program.init, out_shardings=shardings, compiler_options=options)
-        return init(program.keys["init"]), {}
+        return None, {}
     state, meta = checkpoints.restore(program.abstract)
     done = int(state.step)
     if meta.get("fingerprint") not in (None, program.source.fingerprint):  # None: imported, seen no data yet
