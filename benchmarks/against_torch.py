@@ -1,16 +1,18 @@
-"""The DDPM CIFAR-10 U-Net, same weights, against diffusers on torch: forward, whole training step, 50-step DDIM.
+"""The DDPM CIFAR-10 U-Net, same weights, against diffusers on torch: forward, training step, 50-step DDIM, train.py.
 
     uv run --extra interop python -m benchmarks.against_torch TORCH_PYTHON [--pairs 7] [--compile]
-        [--only forward step ddim] [--ways direct winograd]
+        [--only forward step ddim train] [--ways direct winograd]
 
 TORCH_PYTHON is a Python with torch and diffusers (scripts/make_interop_fixtures.py says how to make one). It runs in a
 process of its own, idle while JAX works; the sides take turns, and what counts is the median of the ratios of
 neighbouring turns: the machine may drift, but must be otherwise idle (torch's threads wait for each other). float32,
 all cores, torch in channels_last; batch 8, DDIM batch 4. A step: forward, backward, clipping, AdamW (torch: fused) and
-the average of the parameters.
+the average of the parameters. `train` is a step of the whole `train.py` (`turns.Job`, 16 steps and a checkpoint a
+turn, from memory) against the same by hand in torch: DataLoader, flips, noising, a step, its loss read, a checkpoint.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -18,15 +20,17 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH, DDIM_BATCH, DDIM_STEPS = 8, 4, 50
-CASES = ("forward", "step", "ddim")
+BATCH, DDIM_BATCH, DDIM_STEPS, TRAIN_STEPS = 8, 4, 50, 16
+CASES = ("forward", "step", "ddim", "train")
 WAYS = ("direct", "winograd")
 
 
 def torch_side(folder: str, compiled: bool) -> None:
     """Answers each case named on stdin with the seconds it took."""
+    import numpy
     import torch
-    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    from PIL import Image
 
     torch.manual_seed(0)
     net = UNet2DModel.from_pretrained(folder, subfolder="unet").to(memory_format=torch.channels_last)
@@ -45,13 +49,32 @@ def torch_side(folder: str, compiled: bool) -> None:
 
     def step():
         noise = torch.randn_like(x)
-        loss = torch.mean((call(x + noise, times).sample - noise) ** 2)
+        descend(x + noise, times, noise)
+
+    def descend(noisy, times, noise):
+        loss = torch.mean((call(noisy, times).sample - noise) ** 2)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
             torch._foreach_lerp_(average, list(net.parameters()), 1e-4)
+        return loss
+
+    pixels = torch.tensor(numpy.stack([numpy.asarray(Image.open(f)) for f in sorted(Path(folder).glob("images/*"))]))
+    noising = DDPMScheduler(num_train_timesteps=1000)
+
+    def train():
+        loader = torch.utils.data.DataLoader(pixels.permute(0, 3, 1, 2), BATCH, shuffle=True, drop_last=True)
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        for batch in itertools.islice(batches, TRAIN_STEPS):
+            batch = batch / 127.5 - 1
+            flip = torch.rand(BATCH, 1, 1, 1) < 0.5
+            batch = torch.where(flip, batch.flip(-1), batch).to(memory_format=torch.channels_last)
+            noise, times = torch.randn_like(batch), torch.randint(0, 1000, (BATCH,))
+            descend(noising.add_noise(batch, noise, times), times, noise).item()
+        state = {"net": net.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
+        torch.save(state, Path(folder, "checkpoint.pt"))
 
     def ddim():
         scheduler = DDIMScheduler(num_train_timesteps=1000)
@@ -62,18 +85,22 @@ def torch_side(folder: str, compiled: bool) -> None:
                 sample = scheduler.step(call(sample, t).sample, t, sample).prev_sample
 
     for line in sys.stdin:
-        action = {"forward": forward, "step": step, "ddim": ddim}[line.strip()]
-        start = time.perf_counter()
-        action()
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        case = line.strip()
+        spent = seconds({"forward": forward, "step": step, "train": train, "ddim": ddim}[case])
+        print(json.dumps(spent / TRAIN_STEPS if case == "train" else spent), flush=True)
 
 
 def jax_side(folder: str, winograd: bool) -> dict:
-    """{case: a function that runs it to the end}."""
+    """{case: a function that runs it and returns the seconds it took}."""
+    from dataclasses import replace
+
     import jax
     import jax.numpy as jnp
 
     import jaxdiff as jd
+    from benchmarks.turns import Job
+    from configs.cifar10 import config
+    from jaxdiff.cli import use_compilation_cache
     from jaxdiff.interop import read_unet
     from jaxdiff.models.winograd import prepared
     from jaxdiff.training import ema
@@ -110,19 +137,31 @@ def jax_side(folder: str, winograd: bool) -> dict:
         keys = jd.sample_keys(key, DDIM_BATCH)
         return jd.sample(keys, denoise, jd.samplers.ddim(), shape=(32, 32, 3), times=times, schedule=schedule)
 
+    data = replace(config.data, name="folder", path=f"{folder}/images")
+    model = replace(config.model, dropout=0.0, winograd=winograd)
+    ours = replace(config, data=data, model=model, train=replace(config.train, batch_size=BATCH))
+    job = Job(ours, Path(folder, f"run{winograd}"), TRAIN_STEPS)
+
+    def train():
+        use_compilation_cache()  # each call is a start
+        job()
+        return job.spent[-1]["total"] / TRAIN_STEPS
+
     return {
-        "forward": lambda: run(params, x, t).block_until_ready(),
-        "step": step,
-        "ddim": lambda: draw(params, key).block_until_ready(),
+        "forward": lambda: seconds(lambda: run(params, x, t).block_until_ready()),
+        "step": lambda: seconds(step),
+        "train": train,
+        "ddim": lambda: seconds(lambda: draw(params, key).block_until_ready()),
     }
 
 
 def export(folder: str) -> None:
-    """Our network with random weights as a diffusers pipeline, which both sides load."""
+    """Our network with random weights as a diffusers pipeline, and pictures, which both sides load."""
     import jax
     import jax.numpy as jnp
 
     import jaxdiff as jd
+    from benchmarks.startup import pictures
     from jaxdiff.config import Model
     from jaxdiff.interop import export_pipeline
     from jaxdiff.models import UNet
@@ -131,6 +170,7 @@ def export(folder: str) -> None:
     init = jax.jit(UNet(**fields).init, compiler_options={"xla_backend_optimization_level": 0})
     params = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1))["params"]
     export_pipeline(fields, params, (32, 32, 3), jd.schedules.linear(1000), "noise", Path(folder))
+    pictures(Path(folder, "images"))
 
 
 def seconds(action) -> float:
@@ -167,9 +207,9 @@ def main() -> None:
             head += [f"{way} s", "ratio"]
         print(table(head, []), flush=True)
         for case in arguments.only:
-            compiling = [seconds(way[case]) for way in ours.values()]
+            compiling = [way[case]() for way in ours.values()]
             compiling.append(theirs(case))
-            turns = [(theirs(case), *(seconds(way[case]) for way in ours.values())) for _ in range(arguments.pairs)]
+            turns = [(theirs(case), *(way[case]() for way in ours.values())) for _ in range(arguments.pairs)]
             times = [median(column) for column in zip(*turns, strict=True)]
             cells = [case, f"{times[0]:.3f}"]
             for i, time_ in enumerate(times[1:], 1):

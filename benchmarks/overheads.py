@@ -2,19 +2,14 @@
 
     JAX_PLATFORMS=cpu uv run python -m benchmarks.overheads [--turns 3] [--steps 100] [--only memory grain sampling]
 
-Training: `train.py digits` in turns (each resumes; batches, logging, average, and every `steps` steps a checkpoint)
-against as many calls of the same compiled step on one batch. What the job spent on `steps` steps is its own account
-of wall time in metrics.jsonl, which adds up to the wall time (tested), from a quarter of `steps` after its start on:
-start-up, compilation and the start of workers are not of the loop. `grain` is the same with the data decoded by Grain's
+Training: `train.py digits` in turns (`turns.Job`: batches, logging, average, and every `steps` steps a checkpoint)
+against as many calls of the same compiled step on one batch. `grain` is the same with the data decoded by Grain's
 worker processes. Sampling: 50 steps of DDIM by `sample` against 50 calls of the compiled network, the digits
 network on 16 images; its arithmetic (x_0, clipping, the update) is part of what it adds.
 """
 
 import argparse
-import dataclasses
-import json
 import tempfile
-import time
 from pathlib import Path
 
 import jax
@@ -22,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxdiff as jd
-from benchmarks.turns import ratio, start, table, take_turns
+from benchmarks.turns import Job, ratio, start, table, take_turns
 from configs.digits import config
-from jaxdiff import training_job
 from jaxdiff.builders import build_model
 from jaxdiff.cli import use_compilation_cache
 from jaxdiff.program import Program
@@ -50,7 +44,7 @@ def training(turns: int, steps: int, workers: bool) -> list[object]:
             jax.block_until_ready((state[0], metrics))
 
         bare(1)
-        job = _Job(folder, steps)
+        job = Job(config, Path(folder, "run"), steps)
         took = take_turns({"bare": bare, "train.py": job}, turns, warm=False)
     sources.MEMORY_LIMIT = before
     whole = [turn["total"] for turn in job.spent]
@@ -59,25 +53,6 @@ def training(turns: int, steps: int, workers: bool) -> list[object]:
     where = "Grain workers" if workers else "memory"
     added = f"{ratio(whole, took['bare']) - 1:+.1%}"
     return [f"data from {where}", f"{each[0]:.4f}", f"{each[1]:.4f}", added, f"{waited:.2%}"]
-
-
-class _Job:
-    """Each call trains a quarter more than `steps` steps in one workdir, and keeps what the last `steps` cost."""
-
-    def __init__(self, folder: str, steps: int):
-        self._folder, self._steps = Path(folder, "run"), steps
-        self._done = 0
-        self.spent: list[dict[str, float]] = []
-
-    def __call__(self) -> None:
-        first, every = self._done + self._steps // 4, self._steps // 4
-        self._done = first + self._steps
-        changes = {"steps": self._done, "log_every": every, "checkpoint_every": self._steps, "sample_every": 0}
-        train = dataclasses.replace(config.train, **changes)
-        training_job.train(dataclasses.replace(config, workdir=str(self._folder), train=train), time.time())
-        lines = [json.loads(line) for line in (self._folder / "metrics.jsonl").read_text().splitlines()]
-        start, end = (next(line["seconds"] for line in lines if line["step"] == step) for step in (first, self._done))
-        self.spent.append({name: end[name] - start[name] for name in end})
 
 
 def sampling() -> list[object]:

@@ -22,8 +22,13 @@ def place(name: os.PathLike | str) -> Place:
     """
     if not in_bucket(name):
         return Path(name)
-    if os.fspath(name).partition("://")[0] not in SCHEMES:
+    scheme = os.fspath(name).partition("://")[0]
+    if scheme not in SCHEMES:
         raise UserError(f"{name} is no place for files; name a folder, or an address in gs:// or s3://")
+    import fsspec.config  # a fifth of a second that others need not wait
+
+    # Others write there too: what was listed once, sizes and tags with it, may be something else by now.
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     return epath.Path(name)
 
 

@@ -1,6 +1,7 @@
 """The folder of a run: owned by one job at a time, and holding one run."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -133,12 +134,17 @@ def _write_lease(file: Place, token: str, number: int) -> None:
 
 def _read_lease(file: Place) -> dict[str, Any]:
     """What the file says, {} where there is none."""
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        return {"owner": "another process"}
+    for last in (False, False, True):
+        try:
+            content = json.loads(file.read_text())
+            break
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            return {"owner": "another process"}
+        except OSError as error:
+            if last or error.errno != errno.EBUSY:  # s3fs: it was written while it was being read
+                raise
     return content if isinstance(content, dict) else {"owner": "another process"}
 
 

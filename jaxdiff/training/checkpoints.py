@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from jaxdiff.errors import UserError
+from jaxdiff.places import in_bucket
 from jaxdiff.training import integrity
 from jaxdiff.training.reading import (
     ATTEMPTS,
@@ -66,6 +68,8 @@ class Checkpoints:
     ):
         import orbax.checkpoint as ocp  # half a second, and only needed to write
 
+        from jaxdiff.training import orbax_s3
+
         if keep < 1:
             raise UserError(f"train.keep={keep} is out of range; it must be >= 1")
         self._keep, self._warn = keep, warn
@@ -77,12 +81,20 @@ class Checkpoints:
             self._remove_temporaries()
         except OSError as error:
             raise CheckpointError(f"cannot write to {self._directory}: {reason(error)}; {remedy(error)}") from error
+        bucket = in_bucket(self._directory)
+        if bucket:
+            orbax_s3.enable()
+        # In a bucket a file says that a checkpoint is whole: renaming there is copying.
+        mode = ocp.options.AtomicityMode.COMMIT_FILE if bucket else ocp.options.AtomicityMode.ATOMIC_RENAME
+        whole = ocp.options.AtomicityOptions(mode)
         # Floats hardly compress: raw files are 7 % larger, and a large leaf is written in under half the time.
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(atomicity_options=whole),
                 state=ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
                 meta=ocp.JsonCheckpointHandler(),
-            )
+            ),
+            atomicity_options=whole,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -245,7 +257,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"{name} is free")
         if jax.process_index() == 0:
             try:
-                (self._directory / str(step)).rename(self._directory / name)
+                _move(self._directory / str(step), self._directory / name)
             except OSError as error:
                 raise CheckpointError(
                     f"checkpoint {step} in {self._directory} is corrupt and cannot be set aside: {reason(error)}; "
@@ -296,6 +308,19 @@ def restore_with_meta(
             continue
         return integrity.nest(flat), meta
     raise CheckpointError(f"every checkpoint in {directory} is corrupt; put a good copy back")
+
+
+def _move(folder: epath.Path, target: epath.Path) -> None:
+    """Gives a folder another name: at once, or, in a bucket, object by object."""
+    if not in_bucket(folder):
+        folder.rename(target)
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            _move(path, target / path.name)
+        else:
+            path.copy(target / path.name)
+            path.unlink()
 
 
 def _asked_for(step: int, error: Corrupt) -> str:

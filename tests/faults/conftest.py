@@ -41,30 +41,39 @@ def straight(starter, config, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """A bucket of Google's kind on this machine: gs://bucket for this process, and the variables for others."""
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request, monkeypatch, tmp_path):
+    """A bucket on this machine: its address, and the variables by which others find it; this process knows them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
+    url, ca = f"http://127.0.0.1:{port}", tmp_path / "ca.pem"
     env = {
-        "STORAGE_EMULATOR_HOST": url,  # gcsfs's name for it
-        "TENSORSTORE_GCS_HTTP_URL": url,
-        "GOOGLE_AUTH_TOKEN_FOR_TENSORSTORE": "none",
-        "NO_GCE_CHECK": "true",
-        "GCE_METADATA_ROOT": "127.0.0.1:1",
-    }
+        "gs": {
+            "STORAGE_EMULATOR_HOST": url,  # gcsfs's name for it
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "GOOGLE_AUTH_TOKEN_FOR_TENSORSTORE": "none",
+            "NO_GCE_CHECK": "true",
+            "GCE_METADATA_ROOT": "127.0.0.1:1",
+        },
+        "s3": {
+            **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "anything"),
+            **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "us-east-1"),
+            **dict.fromkeys(("HTTPS_PROXY", "https_proxy"), url),
+            **dict.fromkeys(("AWS_CA_BUNDLE", "TENSORSTORE_CA_BUNDLE"), str(ca)),
+        },
+    }[request.param]
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    script = str(Path(__file__).with_name("bucket.py"))
-    server = subprocess.Popen([sys.executable, script, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    script = {"gs": ["bucket.py", str(port)], "s3": ["s3_bucket.py", str(port), str(ca)]}[request.param]
+    command = [sys.executable, str(Path(__file__).with_name(script[0])), *script[1:]]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex(("127.0.0.1", port)) == 0 and (request.param == "gs" or ca.exists()):
                 break
         time.sleep(0.1)
-    yield env
+    yield f"{request.param}://bucket", env
     server.kill()
     server.wait()
