@@ -39,6 +39,9 @@ PEERS ?=
 benchmarks:  ## every table of docs/performance.md, on a machine that is otherwise idle; PEERS: see benchmarks/peers.py
 	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --only forward step
 	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --only ddim --ways winograd
+	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --only train --ways winograd --pairs 4
+	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --compile --only forward step
+	uv run --extra interop python -m benchmarks.against_torch $(TORCH_PYTHON) --compile --only ddim --ways winograd
 	uv run python -m benchmarks.startup
 	uv run python -m benchmarks.overheads
 	uv run python -m benchmarks.memory

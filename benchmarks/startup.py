@@ -3,9 +3,10 @@
     JAX_PLATFORMS=cpu uv run python -m benchmarks.startup [--turns 5] [--workdir runs/digits]
 
 Every figure is of a process of its own, from its start until the line is printed, the median of turns; "cold" has an
-empty compilation cache, and is done once. cifar10 trains at 8 images a step on 64 pictures of noise in a folder, since
-what is timed are the network and its compilation. `sample.py` draws 64 digits (a run is trained for 2 steps if
-there is none in --workdir), as it does by default.
+empty compilation cache, and is done once. Python keeps its bytecode, whatever PYTHONDONTWRITEBYTECODE says here: without
+it every start compiles the source of jax again, which takes more than a second. cifar10 trains at 8 images a step on 64
+pictures of noise in a folder, since what is timed are the network and its compilation. `sample.py` draws 64 digits (a
+run is trained for 2 steps if there is none in --workdir), as it does by default.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from benchmarks.turns import line, table
 def until(words: str, command: list[str], **environment: str) -> float:
     """Seconds from the start of a command until a line with these words; then it is ended."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    around = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**around, **environment})
     assert process.stdout is not None
     found = next((time.perf_counter() - began for line in process.stdout if words in line), None)
     process.kill()
@@ -66,7 +68,8 @@ def main() -> None:
     print(table(["", "seconds"], []), flush=True)
     for module in ("jax", "jaxdiff"):
         code = f"import {module}; print('done')"
-        seconds = [until("done", [sys.executable, "-u", "-c", code]) for _ in range(arguments.turns)]
+        command = [sys.executable, "-u", "-c", code]
+        seconds = [until("done", command) for _ in range(arguments.turns + 1)][1:]  # the first may write bytecode
         print(line([f"import {module}", f"{median(seconds):.2f}"]), flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder, workdir = Path(name), arguments.workdir
