@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu uv run python -m benchmarks.startup [--turns 5] [--workdir runs/digits]
 
 Every figure is of a process of its own, from its start until the line is printed, the median of turns; "cold" has an
-empty compilation cache, and is done once. Python keeps its bytecode, whatever PYTHONDONTWRITEBYTECODE says here: without
+empty compilation cache, and is done once. Python keeps its bytecode, whatever PYTHONDONTWRITEBYTECODE says: without
 it every start compiles the source of jax again, which takes more than a second. cifar10 trains at 8 images a step on 64
 pictures of noise in a folder, since what is timed are the network and its compilation. `sample.py` draws 64 digits (a
 run is trained for 2 steps if there is none in --workdir), as it does by default.
