@@ -7,7 +7,7 @@
 the paper trained 540,000 steps and reports FID 2.07 with 250 steps, unguided. Two differences: the paper learns the
 variance too (a prediction of 6 channels, 5,187 parameters more, a weighted bound in the loss), which our configs do
 not; and its images are reduced by its own code, TFDS's by that of Chrabaszcz et al. 2017. We compute in bfloat16 and
-recompute activations, with the 16 GB of a v5e chip in mind; docs/plan.md has the plan, once compiled.
+recompute activations, with the 16 GB of a v5e chip in mind; docs/plan.md has the plan.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Sampling, Train
