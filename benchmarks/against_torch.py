@@ -143,7 +143,7 @@ def jax_side(folder: str, winograd: bool) -> dict:
     job = Job(ours, Path(folder, f"run{winograd}"), TRAIN_STEPS)
 
     def job_step():
-        use_compilation_cache()  # each call is a start
+        use_compilation_cache()  # each call starts anew and would compile anew; no case follows this one
         job()
         return job.spent[-1]["total"] / TRAIN_STEPS
 

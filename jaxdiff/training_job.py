@@ -17,7 +17,7 @@ from jaxdiff.builders import build_sample
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
 from jaxdiff.errors import RunError, UserError
-from jaxdiff.places import Place, in_bucket
+from jaxdiff.places import Place, in_bucket, place
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
 from jaxdiff.training import parallel, processes
@@ -52,6 +52,7 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
+    place(config.workdir)  # before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     processes.agree({**flat(config), "jax": jax.__version__})
@@ -116,6 +117,8 @@ def _train(
 
         with clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work
             begun = beside.submit(lambda: restored or _new_state(program))
+            if jax.default_backend() == "gpu":
+                begun.result()  # there XLA may time kernels, and wants the device to itself
             step = program.compiled() if first < train.steps else program.step
             state = begun.result()
         processes.barrier_after_compiling("the step")

@@ -145,6 +145,7 @@ def _read_lease(file: Place) -> dict[str, Any]:
         except OSError as error:
             if last or error.errno != errno.EBUSY:  # s3fs: it was written while it was being read
                 raise
+            time.sleep(0.1)
     return content if isinstance(content, dict) else {"owner": "another process"}
 
 

@@ -28,6 +28,7 @@ from jaxdiff.training.reading import (
     candidates,
     directory_of,
     known_steps,
+    numbered,
     read,
     steps_in,
 )
@@ -247,6 +248,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 path.rmtree(missing_ok=True)
+            steps = numbered(self._directory)
+            if any(whole for _, whole in steps):  # else it may be that all have lost their word (`known_steps`)
+                for path in [path for path, whole in steps if not whole]:
+                    path.rmtree(missing_ok=True)
 
     def _set_aside(self, step: int) -> str:
         """Rename a corrupt step, so that it is neither read nor in the way again."""
@@ -258,7 +263,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             try:
                 _move(self._directory / str(step), self._directory / name)
-            except OSError as error:
+            except Exception as error:  # of whichever client library
                 raise CheckpointError(
                     f"checkpoint {step} in {self._directory} is corrupt and cannot be set aside: {reason(error)}; "
                     f"{remedy(error)} and run the same command again"
@@ -311,16 +316,22 @@ def restore_with_meta(
 
 
 def _move(folder: epath.Path, target: epath.Path) -> None:
-    """Gives a folder another name: at once, or, in a bucket, object by object."""
+    """Gives a folder another name: at once, or, in a bucket, by copies, so that a kill leaves the first one whole."""
     if not in_bucket(folder):
         folder.rename(target)
         return
+    _copy(folder, target)
+    folder.rmtree()
+
+
+def _copy(folder: epath.Path, target: epath.Path) -> None:
     for path in folder.iterdir():
+        if not path.name or path == folder:  # the object that some tools make for a folder
+            continue
         if path.is_dir():
-            _move(path, target / path.name)
+            _copy(path, target / path.name)
         else:
             path.copy(target / path.name)
-            path.unlink()
 
 
 def _asked_for(step: int, error: Corrupt) -> str:

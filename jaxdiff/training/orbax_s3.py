@@ -1,6 +1,7 @@
 """Orbax for s3:// addresses: of itself it writes to folders and to gs:// alone (google/orbax, pull request 2739)."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from orbax.checkpoint._src.path import gcs_utils
@@ -12,7 +13,8 @@ _PREFIX = "s3://"
 def enable() -> None:
     """Have Orbax hand s3:// addresses to TensorStore as it hands on gs://; others are as before.
 
-    Three functions of Orbax's are wrapped, each where it decides by the word gs.
+    The three functions are wrapped by which Orbax hands an address to TensorStore; all else in it takes s3:// for a
+    disk.
 
     >>> enable()
     >>> for address in ("s3://bucket/run", "gs://bucket/run", "/bucket/run"):
@@ -31,7 +33,7 @@ def enable() -> None:
         setattr(module, name, _either(made, getattr(module, name)))
 
 
-def _either(ours: Any, theirs: Any) -> Any:
+def _either(ours: Callable[[str], Any], theirs: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda address: (ours if address.startswith(_PREFIX) else theirs)(address)
 
 

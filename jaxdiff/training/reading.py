@@ -15,12 +15,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxdiff.errors import RunError, UserError
+from jaxdiff.places import in_bucket, place
 from jaxdiff.training import integrity
 from jaxdiff.training.storage_faults import kind, reason, remedy
 
 ATTEMPTS = 3  # of a save or a read on a store that fails now and then
 PATIENCE_S = 1.0  # before the second attempt; twice that before the third
 MANIFEST_BYTES = 2**26
+COMMITTED = "commit_success.txt"  # Orbax writes it last where folders cannot be renamed
 Index = tuple[slice, ...] | None
 
 
@@ -35,22 +37,36 @@ class Corrupt(Exception):
 def directory_of(workdir: os.PathLike | str, folder: str = "checkpoints") -> epath.Path:
     """Where a workdir keeps its checkpoints, or another kind of them; Orbax wants it absolute."""
     path = os.fspath(workdir)
-    return epath.Path(path if "://" in path else os.path.abspath(path)) / folder
+    return epath.Path(place(path) if in_bucket(path) else os.path.abspath(path)) / folder
 
 
 def steps_in(directory: epath.Path) -> list[int]:
     """The whole ones. A local folder has its name only once it is whole; in an object store a file says so."""
+    return sorted(int(path.name) for path, whole in numbered(directory) if whole)
+
+
+def numbered(directory: epath.Path) -> list[tuple[epath.Path, bool]]:
+    """The folders that have a step's name, and whether each is whole."""
     if not directory.exists():
         return []
     paths = [path for path in directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]{0,17}", path.name)]
-    if "://" in os.fspath(directory):
-        paths = [path for path in paths if (path / "commit_success.txt").exists()]  # Orbax's word
-    return sorted(int(path.name) for path in paths)
+    remote = in_bucket(directory)
+    return [(path, not remote or (path / COMMITTED).exists()) for path in paths]
 
 
 def known_steps(directory: epath.Path) -> list[int]:
-    """The same, none only where there never was one: a run whose checkpoints all failed never starts again from 0."""
-    steps = steps_in(directory)
+    """The same, none only where there never was one: a run whose checkpoints all failed never starts again from 0.
+
+    One that is not whole, and no other, is of a save that was interrupted; several are not, and something took their
+    files.
+    """
+    found = numbered(directory)
+    steps = sorted(int(path.name) for path, whole in found if whole)
+    if not steps and len(found) > 1:
+        raise CheckpointError(
+            f"no checkpoint in {directory} is whole: none has its {COMMITTED}; put the files back, or remove the "
+            "folder to start from step 0"
+        )
     if not steps and list(directory.glob("corrupt-*")):
         raise CheckpointError(
             f"every checkpoint in {directory} is corrupt (set aside as corrupt-*); put a good copy back, or remove "

@@ -50,10 +50,11 @@ def test_killed_set_aside_and_sampled_from_in_a_bucket(starter, config, straight
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 16
     (run / largest.relative_to(tmp_path / "first")).write_bytes(content)
+    (run / "checkpoints" / "7" / "meta").write_text("half of a checkpoint")
     ended = starter.run(config, "--workdir", name, **lease)
     assert ended.code == 0 and "checkpoint 40 is corrupt (" in ended.err, ended.err
     fetch(run, tmp_path / "second")
-    assert "corrupt-40" in steps(tmp_path / "second")
+    assert "corrupt-40" in steps(tmp_path / "second") and "7" not in steps(tmp_path / "second")
     assert_same_run(tmp_path / "second", straight)
 
     command = [sys.executable, "sample.py", name, "--num", "2", "--out", f"{name}/samples/two.npz"]

@@ -337,6 +337,39 @@ def test_what_an_interrupted_save_left_is_removed_and_never_read(workdir):
     assert sorted(os.listdir(folder)) == ["5", "8"]
 
 
+@pytest.fixture
+def as_in_a_bucket(monkeypatch, tmp_path):
+    """(steps that are whole, steps that are not) -> a folder that holds them, taken for one in a bucket."""
+    monkeypatch.setattr(reading, "in_bucket", lambda path: "checkpoints" in str(path))
+
+    def make(whole, half):
+        for step in (*whole, *half):
+            (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+            (tmp_path / "checkpoints" / str(step) / "meta").touch()
+        for step in whole:
+            (tmp_path / "checkpoints" / str(step) / "commit_success.txt").touch()
+        return tmp_path
+
+    return make
+
+
+def test_in_a_bucket_what_is_not_whole_is_no_step_and_is_removed(as_in_a_bucket):
+    with checkpoints.Checkpoints(as_in_a_bucket([10], [5, 15])) as manager:
+        assert manager.steps() == [10]
+        assert [path.name for path in manager._directory.iterdir()] == ["10"]
+
+
+def test_in_a_bucket_an_interrupted_first_save_is_no_checkpoint_but_several_are_damage(as_in_a_bucket):
+    workdir = as_in_a_bucket([], [5])
+    with checkpoints.Checkpoints(workdir) as manager:
+        assert manager.latest() is None
+        as_in_a_bucket([], [10])
+        with pytest.raises(checkpoints.CheckpointError, match=r"none has its commit_success.txt; put the files back"):
+            manager.latest()
+    with checkpoints.Checkpoints(workdir):
+        assert len(list((workdir / "checkpoints").iterdir())) == 2
+
+
 def test_nothing_is_unpickled(saved, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("pickle")
