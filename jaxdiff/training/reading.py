@@ -57,12 +57,12 @@ def numbered(directory: epath.Path) -> list[tuple[epath.Path, bool]]:
 def known_steps(directory: epath.Path) -> list[int]:
     """The same, none only where there never was one: a run whose checkpoints all failed never starts again from 0.
 
-    One that is not whole, and no other, is of a save that was interrupted; several are not, and something took their
-    files.
+    A save that was interrupted left no whole manifest of its arrays. Where several are complete but for Orbax's word,
+    something took the files.
     """
     found = numbered(directory)
     steps = sorted(int(path.name) for path, whole in found if whole)
-    if not steps and len(found) > 1:
+    if not steps and sum((path / "state" / "manifest.ocdbt").exists() for path, _ in found) > 1:
         raise CheckpointError(
             f"no checkpoint in {directory} is whole: none has its {COMMITTED}; put the files back, or remove the "
             "folder to start from step 0"

@@ -339,13 +339,14 @@ def test_what_an_interrupted_save_left_is_removed_and_never_read(workdir):
 
 @pytest.fixture
 def as_in_a_bucket(monkeypatch, tmp_path):
-    """(steps that are whole, steps that are not) -> a folder that holds them, taken for one in a bucket."""
+    """(whole steps, interrupted ones, and such that lack the last file) -> a folder, taken for one in a bucket."""
     monkeypatch.setattr(reading, "in_bucket", lambda path: "checkpoints" in str(path))
 
-    def make(whole, half):
-        for step in (*whole, *half):
-            (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-            (tmp_path / "checkpoints" / str(step) / "meta").touch()
+    def make(whole, half, almost=()):
+        for step in (*whole, *half, *almost):
+            (tmp_path / "checkpoints" / str(step) / "state").mkdir(parents=True)
+        for step in almost:
+            (tmp_path / "checkpoints" / str(step) / "state" / "manifest.ocdbt").touch()
         for step in whole:
             (tmp_path / "checkpoints" / str(step) / "commit_success.txt").touch()
         return tmp_path
@@ -359,15 +360,17 @@ def test_in_a_bucket_what_is_not_whole_is_no_step_and_is_removed(as_in_a_bucket)
         assert [path.name for path in manager._directory.iterdir()] == ["10"]
 
 
-def test_in_a_bucket_an_interrupted_first_save_is_no_checkpoint_but_several_are_damage(as_in_a_bucket):
-    workdir = as_in_a_bucket([], [5])
+def test_in_a_bucket_interrupted_first_saves_are_no_checkpoints_but_several_without_their_word_are_damage(
+    as_in_a_bucket,
+):
+    workdir = as_in_a_bucket([], [5, 7])
     with checkpoints.Checkpoints(workdir) as manager:
         assert manager.latest() is None
-        as_in_a_bucket([], [10])
+        as_in_a_bucket([], [], [10, 15])
         with pytest.raises(checkpoints.CheckpointError, match=r"none has its commit_success.txt; put the files back"):
             manager.latest()
     with checkpoints.Checkpoints(workdir):
-        assert len(list((workdir / "checkpoints").iterdir())) == 2
+        assert len(list((workdir / "checkpoints").iterdir())) == 4
 
 
 def test_nothing_is_unpickled(saved, monkeypatch):
