@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxdiff.config import Config, Method, flat, validate
+from jaxdiff.arguments import take_members
+from jaxdiff.config import Config, flat, validate
 from jaxdiff.config_files import load
 from jaxdiff.errors import RunError, UserError
 from jaxdiff.places import place
-from jaxdiff.schema import nearest
+from jaxdiff.schema import Options, nearest
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -61,8 +62,22 @@ class SampleArguments(_Arguments):
     """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
     sampler: str | None = None
     """Sampling method; default: the run's own, and so for the next three."""
+    sampler_options: Options = dataclasses.field(default_factory=dict)
+    """Its options, such as --sampler-options.order 3."""
     steps: int | None = None
     """Sampling steps."""
+    spacing: str | None = None
+    """How the steps are spread over time."""
+    spacing_options: Options = dataclasses.field(default_factory=dict)
+    """Its options: t_min, rho."""
+    threshold: str | None = None
+    """How x_0 estimates are kept in range: none, static or dynamic."""
+    threshold_options: Options = dataclasses.field(default_factory=dict)
+    """Its options: limit, percentile."""
+    guidance_rule: str | None = None
+    """How the condition is exaggerated: cfg, interval, rescaled, apg, cfg_pp, cfg_zero_star, autoguidance."""
+    guidance_options: Options = dataclasses.field(default_factory=dict)
+    """Its options, such as --guidance-options.low 0.2."""
     eta: float | None = None
     """Randomness, 0 to 1, of a method that has it."""
     guidance: float | None = None
@@ -71,8 +86,8 @@ class SampleArguments(_Arguments):
     """Sample i depends on the seed and i alone."""
     num: int | None = None
     """How many; default 64, or 4 with --trajectory, 1 with --prompt."""
-    classes: tuple[int, ...] = ()
-    """Classes to go through in turn; default all."""
+    classes: tuple[str, ...] = ()
+    """Classes to go through in turn, by number or name; default all."""
     batch_size: int | None = None
     """How many to draw at once; default 64, or 4 with --prompt."""
     trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -83,6 +98,12 @@ class SampleArguments(_Arguments):
     """A text to make images of."""
     negative_prompt: str = ""
     """What guidance leads away from."""
+    init_image: str | None = None
+    """A picture to start from."""
+    strength: float = 0.75
+    """With --init-image: how much of the walk is made, above 0 to 1; little stays near the picture."""
+    mask: str | None = None
+    """With --init-image: a picture of the same size; white is drawn anew, black stays."""
     height: int | None = None
     """Pixels, with --prompt; default the model's own."""
     width: int | None = None
@@ -116,6 +137,7 @@ def _train(argv: list[str], began: float) -> tuple[int, str]:
     config = load(name, CONFIGS)
     if not config.workdir:
         config = dataclasses.replace(config, workdir=f"runs/{Path(name).stem}")
+    config, argv = take_members(config, argv)
     names = [*flat(config), *(_option_names(TrainArguments) - {"config"})]
     arguments = _parse(TrainArguments, argv, names, "train.py", default=TrainArguments(config))
     validate(arguments.config)
@@ -169,20 +191,19 @@ def _plan(arguments: TrainArguments) -> str:
 
 def _sample(argv: list[str]) -> tuple[int, str]:
     names = [*(_option_names(SampleArguments) - {"workdir"})]
-    arguments = _parse(SampleArguments, argv, names, "sample.py")
-    methods = get_args(Method)
-    if arguments.sampler is not None and arguments.sampler not in methods:
-        raise UserError(f"unknown sampler {arguments.sampler!r}; choose one of {', '.join(methods)}")
+    default, argv = take_members(SampleArguments(""), argv)
+    arguments = _parse(SampleArguments, argv, names, "sample.py", default=default)
     use_compilation_cache()
     from jaxdiff.training import processes
 
     def draw() -> tuple[int, str]:
-        from jaxdiff import prompt_job, sampling_job
+        from jaxdiff import sampling_job
 
         asked = {name: value for name, value in vars(arguments).items() if name not in vars(_Arguments())}
-        asked |= {"workdir": place(arguments.workdir), "out": arguments.out and place(arguments.out)}
-        job = prompt_job if prompt_job.takes_prompt(asked["workdir"]) else sampling_job
-        return job.draw(sampling_job.Request(**asked))
+        asked["workdir"] = place(arguments.workdir)
+        for name in ("out", "init_image", "mask"):
+            asked[name] = asked[name] and place(asked[name])
+        return sampling_job.draw(sampling_job.Request(**asked))
 
     return processes.run(_place(arguments), "sample.py", draw)
 

@@ -1,32 +1,29 @@
 """What a run is: frozen dataclasses, and what makes them valid. Their files are read in config_files.py."""
 
 import dataclasses
-import inspect
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from jaxdiff import samplers
+import numpy as np
+
+from jaxdiff.arguments import options_field
+from jaxdiff.codecs import CODECS
+from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.errors import UserError
-from jaxdiff.schema import decode
+from jaxdiff.family import Family
+from jaxdiff.guidance import RULES
+from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
+from jaxdiff.models.network import NetworkOptions
+from jaxdiff.objectives import Denoising, ObjectiveOptions
+from jaxdiff.process import PREDICTIONS
+from jaxdiff.samplers import SAMPLERS
+from jaxdiff.schedules import SCHEDULES, Schedule
+from jaxdiff.schema import Between, Options, decode, encode, out_of_range
+from jaxdiff.times import SPACINGS, time_grid
 
-Method = Literal[
-    "ddpm",
-    "ddim",
-    "euler",
-    "heun",
-    "dpm_solver_1",
-    "dpm_solver_2",
-    "dpm_solver_3",
-    "dpmpp_2s",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "unipc",
-    "deis",
-    "plms",
-    "lcm",
-]
+
+def _none() -> Options:
+    return dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +38,25 @@ class Data:
     """Which part of it."""
     flip: bool = False
     """Mirror images left to right at random."""
-    resize: int | None = None
-    """Bring images to this many pixels a side; None keeps their size, which must then be one for all."""
+    resize: Annotated[int | tuple[int, int] | None, Between(1, 4096)] = None
+    """Bring images to this many pixels a side, or height and width; None keeps their size, then one for all."""
     on_error: Literal["stop", "substitute"] = "stop"
     """What a corrupt image does: stop the run with its name, or give its place to the next good one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(NetworkOptions):
     """The U-Net, see jaxdiff.models.UNet."""
+
+    def check(self, shape, cond):
+        from jaxdiff.models import check
+
+        check(self.module(shape[-1]), shape)
+
+    def module(self, out_channels):
+        from jaxdiff.models import UNet
+
+        return _Dict(UNet(out_channels=out_channels, **vars(self)))
 
     patch: int = 1
     """Side of the squares of pixels that the network sees as one pixel each; 2 makes it four times cheaper."""
@@ -89,49 +96,64 @@ class Model:
     """Convolve by Winograd's algorithm: quicker on CPUs, for nothing else."""
 
 
+class _Dict:
+    def __init__(self, net):
+        self.net = net
+
+    def __getattr__(self, name):
+        return getattr(self.net, name)
+
+    def apply(self, variables, x, t, cond=None, dropout_keys=None):
+        return self.net.apply(variables, x, t, (cond or {}).get("label"), dropout_keys=dropout_keys)
+
+    def init(self, key, x, t, cond=None):
+        return self.net.init(key, x, t, (cond or {}).get("label"))
+
+
+NetworkOptions.family = Family("network", {"unet": Model})
+
+
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """The noise process and the loss."""
+    """The noise process, and how a network is trained on it."""
 
-    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid"] = "cosine"
-    """Noise schedule."""
-    num_steps: int = 1000
-    """Steps T of the process; at most 10000, where float32 times are still exact."""
+    schedule: str = "cosine"
+    """Noise schedule, see jaxdiff.schedules: linear, cosine, flow, edm, ..."""
+    schedule_options: Options = _none()
+    """Options of the schedule, such as shift of flow."""
+    num_steps: Annotated[int, Between(1, 10_000)] = 1000
+    """Steps T of a schedule that is a table; at most 10000, where float32 times are still exact."""
     zero_snr: bool = False
-    """Rescale the schedule so that nothing of the image is left at t = 1."""
-    prediction: Literal["noise", "x_0", "v"] = "noise"
-    """What the network puts out."""
-    weighting: Literal["simple", "min_snr"] = "simple"
-    """Loss weights by noise level."""
-    time_sampling: Literal["uniform", "loss_aware"] = "uniform"
-    """Which times to train at: all alike, or those more often whose loss was large lately, at equal expectation."""
-    class_dropout: float = 0.1
-    """How often the class is hidden in training, which guidance needs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Consistency:
-    """A run tuned for sampling in 1 to 4 steps with lcm, see jaxdiff.losses.consistency_loss."""
-
-    start: str = ""
-    """Workdir of the run to begin with, of the same network and process; none: learn to denoise."""
-    teacher: bool = True
-    """Distil that run; false: learn from the images alone."""
-    halve_every: int = 400
-    """Steps after which the gap between the two times is halved, from half of the way to the image on."""
+    """Rescale such a schedule so that nothing of the image is left at t = 1."""
+    prediction: str = "noise"
+    """What the network puts out: noise, x_0, v, flow, score or edm, see jaxdiff.process."""
+    weighting: str = "simple"
+    """Loss weights by noise level, see jaxdiff.losses."""
+    weighting_options: Options = _none()
+    """Options of the weighting, such as gamma of min_snr."""
+    time_sampling: str = "uniform"
+    """Which times to train at, see jaxdiff.losses: uniform, logit_normal, log_normal, loss_aware, ..."""
+    time_sampling_options: Options = _none()
+    """Options of the time sampling, such as mean and std of logit_normal."""
+    class_dropout: Annotated[float, Between(0, 1)] = 0.1
+    """How often the condition is hidden in training, which guidance needs."""
+    codec: str = "pixels"
+    """What of an image is diffused, see jaxdiff.codecs."""
+    codec_options: Options = _none()
+    """Options of the codec."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW with linear warm-up."""
 
-    learning_rate: float = 2e-4
+    learning_rate: Annotated[float, Between(1e-12, 10)] = 2e-4
     """Learning rate after warm-up."""
-    warmup_steps: int = 1000
+    warmup_steps: Annotated[int, Between(0, 10**9)] = 1000
     """Steps over which it rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Between(0, 10)] = 0.0
     """Decoupled weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Between(1e-9, 1e9)] = 1.0
     """Gradients are scaled down to this global norm."""
 
 
@@ -139,23 +161,23 @@ class Optimizer:
 class Train:
     """How long, in what portions, and what is left behind."""
 
-    steps: int = 100_000
+    steps: Annotated[int, Between(1, 10**9)] = 100_000
     """Optimiser steps in all."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Between(1, 1_000_000)] = 128
     """Images a step, over all devices."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Between(1, 100_000)] = 1
     """Parts the batch is computed in, one after another, to save memory."""
-    steps_per_call: int = 1
+    steps_per_call: Annotated[int, Between(1, 10_000)] = 1
     """Steps that a device does without asking the host again: spares small networks its time."""
-    checkpoint_every: int = 5000
+    checkpoint_every: Annotated[int, Between(1, 10**9)] = 5000
     """Steps between checkpoints."""
-    keep: int = 3
+    keep: Annotated[int, Between(1, 10_000)] = 3
     """Checkpoints kept."""
-    log_every: int = 100
+    log_every: Annotated[int, Between(1, 10**9)] = 100
     """Steps between lines of metrics.jsonl."""
-    sample_every: int = 5000
+    sample_every: Annotated[int, Between(0, 10**9)] = 5000
     """Steps between picture grids; 0 for none."""
-    ema_decay: float = 0.9999
+    ema_decay: Annotated[float, Between(0, 0.9999999)] = 0.9999
     """Decay of the parameters' moving average, which is what samples are drawn from."""
     posthoc_ema: tuple[float, ...] = ()
     """Relative widths of averages to track, e.g. 0.05 0.10; sample.py --ema then makes one of any width from them."""
@@ -165,20 +187,30 @@ class Train:
 class Sampling:
     """How pictures are drawn, while training and by default in sample.py."""
 
-    sampler: Method = "ddim"
+    sampler: str = "ddim"
     """Sampling method, see jaxdiff.samplers."""
-    steps: int = 50
+    sampler_options: Options = _none()
+    """Options of the method, such as order of unipc."""
+    steps: Annotated[int, Between(1, 10_000)] = 50
     """Sampling steps."""
-    eta: float | None = None
+    eta: Annotated[float | None, Between(0, 1)] = None
     """Randomness of a method that has it, 0 to 1; None is the method's own: 0 for ddim, 1 for the SDE methods."""
     variance: Literal["small", "large"] = "small"
     """Variance of a DDPM step: beta-tilde or beta."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale: 1 is plain conditional sampling."""
-    spacing: Literal["trailing", "leading", "linspace", "quadratic", "log_snr", "karras"] = "trailing"
-    """How the steps are spread over time."""
-    threshold: Literal["none", "static", "dynamic"] = "static"
-    """Keep x_0 estimates in range: clipped, or clipped to a percentile and rescaled."""
+    guidance: Annotated[float, Between(0, 1000)] = 1.0
+    """Guidance scale: 1 is plain conditional sampling."""
+    guidance_rule: str = "cfg"
+    """How the condition is exaggerated, see jaxdiff.guidance: cfg, interval, rescaled, apg, autoguidance, ..."""
+    guidance_options: Options = _none()
+    """Options of the rule, such as low and high of interval."""
+    spacing: str = "trailing"
+    """How the steps are spread over time: trailing, leading, linspace, quadratic, log_snr or karras."""
+    spacing_options: Options = _none()
+    """Options of the spacing: t_min, rho."""
+    threshold: str = "static"
+    """Keep x_0 estimates in range: none, static (clipped) or dynamic (clipped to a percentile and rescaled)."""
+    threshold_options: Options = _none()
+    """Options of the threshold: limit, percentile."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +219,7 @@ class Parallel:
 
     mode: Literal["mesh", "pmap"] = "mesh"
     """One sharded program, or the same step under jax.pmap."""
-    fsdp: int = 1
+    fsdp: Annotated[int, Between(1, 100_000)] = 1
     """Devices over which parameters are split (mesh only)."""
 
 
@@ -195,59 +227,26 @@ class Parallel:
 class Config:
     """A run. Fields may be overridden on the command line by their dotted names."""
 
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 0
     """Decides initial parameters, noise, order of the data and pictures."""
     workdir: str = ""
     """Where the run keeps everything; default runs/CONFIG."""
+    plugins: tuple[str, ...] = ()
+    """Files of members of one's own that were named by --plugin; noted here, and never run from here."""
     data: Data = Data()
-    model: Model = Model()
+    model: NetworkOptions = Model()
     diffusion: Diffusion = Diffusion()
-    consistency: Consistency = Consistency()
+    objective: ObjectiveOptions = Denoising()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     sampling: Sampling = Sampling()
     parallel: Parallel = Parallel()
 
 
-_RANGES = {  # dotted name: lowest, highest
-    "seed": (0, 2**32 - 1),
-    "data.resize": (1, 4096),
-    "model.patch": (1, 64),
-    "model.channels": (4, 8192),
-    "model.blocks": (1, 64),
-    "model.head_dim": (1, 8192),
-    "model.num_heads": (1, 8192),
-    "model.norm_groups": (1, 8192),
-    "model.norm_eps": (1e-12, 0.1),
-    "model.dropout": (0, 0.99),
-    "model.num_classes": (0, 1_000_000),
-    "diffusion.num_steps": (1, 10_000),
-    "diffusion.class_dropout": (0, 1),
-    "consistency.halve_every": (1, 10**9),
-    "optimizer.learning_rate": (1e-12, 10),
-    "optimizer.warmup_steps": (0, 10**9),
-    "optimizer.weight_decay": (0, 10),
-    "optimizer.clip_norm": (1e-9, 1e9),
-    "train.steps": (1, 10**9),
-    "train.batch_size": (1, 1_000_000),
-    "train.accumulate": (1, 100_000),
-    "train.steps_per_call": (1, 10_000),
-    "train.checkpoint_every": (1, 10**9),
-    "train.keep": (1, 10_000),
-    "train.log_every": (1, 10**9),
-    "train.sample_every": (0, 10**9),
-    "train.ema_decay": (0, 0.9999999),
-    "sampling.steps": (1, 10_000),
-    "sampling.eta": (0, 1),
-    "sampling.guidance": (0, 1000),
-    "parallel.fsdp": (1, 100_000),
-}
-
-
 def validate(config: Config) -> Config:
     """Refuses what cannot work, before anything is compiled or written; returns the config.
 
-    What depends on the images or the machine is checked in `jaxdiff.builders.check_run`.
+    What depends on the images or the machine is checked in `jaxdiff.recipe`.
 
     Raises:
       UserError: what is wrong and what would be right, all of it in one line.
@@ -255,43 +254,111 @@ def validate(config: Config) -> Config:
     >>> validate(Config(sampling=Sampling(guidance=2.0)))
     Traceback (most recent call last):
     ...
-    jaxdiff.errors.UserError: sampling.guidance=2.0 needs classes: set model.num_classes, or guidance to 1
+    jaxdiff.errors.UserError: sampling.guidance=2.0 needs a condition: set model.num_classes, or guidance to 1
     """
-    decode(Config, dataclasses.asdict(config))  # the types, which Python itself does not check
-    problems = list(_problems(config))
+    decode(Config, encode(config))  # the types, which Python itself does not check
+    problems = [*out_of_range(config), *_problems(config)]
     if problems:
         raise UserError("; ".join(problems))
     return config
 
 
+def make_schedule(diffusion: Diffusion) -> Schedule:
+    """The noise schedule.
+
+    Raises:
+      ValueError: what cannot be, and what could.
+    """
+    given = {"num_steps": diffusion.num_steps}
+    schedule = SCHEDULES.build(diffusion.schedule, decoded(SCHEDULES, diffusion.schedule, diffusion.schedule_options), **given)
+    if not diffusion.zero_snr:
+        return schedule
+    if schedule.num_steps is None:
+        raise ValueError(f"zero_snr is for schedules that are tables; {diffusion.schedule} has none")
+    return schedule.rescale_zero_snr()
+
+
+def decoded(family: Family, name: str, options: Options) -> Options:
+    """The options of a member, of the types that it declares.
+
+    Raises:
+      ValueError: an option of another type, or of another member.
+    """
+    family.check(name, options)
+    kinds = family.options(name)
+    return {key: decode(kinds.get(key, Any), value, key) for key, value in options.items()}
+
+
+def times(config: Config, sampling: Sampling, max_steps: int | None = None) -> np.ndarray:
+    """The time grid of sampling, padded to max_steps; see `jaxdiff.time_grid`."""
+    return time_grid(
+        make_schedule(config.diffusion), sampling.steps, sampling.spacing, max_steps=max_steps, **sampling.spacing_options
+    )
+
+
+_FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its options are in FIELD_options
+    ("diffusion", "weighting", WEIGHTINGS),
+    ("diffusion", "time_sampling", TIME_SAMPLINGS),
+    ("diffusion", "codec", CODECS),
+    ("sampling", "sampler", SAMPLERS),
+    ("sampling", "guidance_rule", RULES),
+    ("sampling", "threshold", THRESHOLDS),
+)
+
+
 def _problems(config: Config) -> Iterator[str]:
-    fields = flat(config)
-    for name, (low, high) in _RANGES.items():
-        value = fields[name]
-        if value is not None and not low <= value <= high:
-            yield f"{name}={value} must lie in {low}..{high}"
-    mults = config.model.channel_mults
-    if not 1 <= len(mults) <= 10 or not all(1 <= m <= 64 for m in mults):
-        yield f"model.channel_mults={mults} must be 1 to 10 numbers in 1..64"
-    diffusion, sampling, train = config.diffusion, config.sampling, config.train
-    smallest = {"linear": 21, "scaled_linear": 13}.get(diffusion.schedule, 2 if diffusion.zero_snr else 1)
-    if diffusion.num_steps < smallest:
+    diffusion, sampling, train, model = config.diffusion, config.sampling, config.train, config.model
+    for group, field, family in _FAMILIES:
+        part = getattr(config, group)
+        try:
+            decoded(family, getattr(part, field), getattr(part, options_field(field)))
+        except ValueError as error:
+            yield f"{group}.{field}: {error}"
+    schedule = None
+    try:
+        schedule = make_schedule(diffusion)
+    except (ValueError, TypeError) as error:
+        yield f"diffusion.schedule: {error}"
+    if diffusion.prediction not in PREDICTIONS:
+        yield f"unknown diffusion.prediction {diffusion.prediction!r}; choose one of {', '.join(PREDICTIONS)}"
+    if diffusion.zero_snr and diffusion.prediction in ("noise", "score"):
         yield (
-            f"diffusion.num_steps={diffusion.num_steps} makes a beta of the {diffusion.schedule} schedule "
-            f"reach 1; use {smallest} or more, or the cosine schedule"
-        )
-    if diffusion.zero_snr and diffusion.prediction == "noise":
-        yield (
-            "diffusion.zero_snr leaves no signal at t = 1, where prediction 'noise' divides by 0; "
+            f"diffusion.zero_snr leaves no signal at t = 1, where prediction {diffusion.prediction!r} divides by 0; "
             "set diffusion.prediction to v or x_0"
         )
-    if config.consistency.start and diffusion.time_sampling != "uniform":
-        yield "consistency.start draws times in its own way; leave diffusion.time_sampling at uniform"
-    if config.consistency.start and diffusion.prediction == "x_0":
-        yield "consistency.start needs diffusion.prediction v or noise: with 'x_0' a clean image does not stay as it is"
-    if sampling.steps > diffusion.num_steps:
-        yield f"sampling.steps={sampling.steps} exceeds the process; use at most {diffusion.num_steps}"
-    random = [name for name, make in samplers.METHODS.items() if "eta" in inspect.signature(make).parameters]
+    if schedule is not None:
+        yield from _sampling_problems(config, schedule)
+    if sampling.guidance != 1 and sampling.guidance_rule != "autoguidance":
+        if not model.num_classes:
+            yield f"sampling.guidance={sampling.guidance} needs a condition: set model.num_classes, or guidance to 1"
+        elif not diffusion.class_dropout:
+            yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"
+    if not all(0 < width <= 0.2886 for width in train.posthoc_ema):
+        yield f"train.posthoc_ema={train.posthoc_ema} must be relative widths in 0..0.2886; 0.05 and 0.10 are usual"
+    if train.batch_size % train.accumulate:
+        yield f"train.batch_size={train.batch_size} must be a multiple of train.accumulate={train.accumulate}"
+    if config.parallel.mode == "pmap" and config.parallel.fsdp != 1:
+        yield f"parallel.fsdp={config.parallel.fsdp} needs parallel.mode mesh"
+
+
+def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
+    """What of the sampling does not fit the schedule."""
+    sampling = config.sampling
+    if schedule.num_steps is not None and sampling.steps > schedule.num_steps:
+        yield f"sampling.steps={sampling.steps} exceeds the process; use at most {schedule.num_steps}"
+        return
+    if isinstance(sampling.spacing, str) and sampling.spacing not in SPACINGS:
+        yield f"unknown sampling.spacing {sampling.spacing!r}; choose one of {', '.join(SPACINGS)}"
+        return
+    unknown = [name for name in sampling.spacing_options if name not in ("t_min", "rho")]
+    if unknown:
+        yield f"sampling.spacing has no option {unknown[0]!r}; it takes t_min, rho"
+        return
+    try:
+        times(config, sampling)
+    except (ValueError, TypeError) as error:
+        yield f"sampling.spacing: {error}"
+    random = [name for name in SAMPLERS.members if "eta" in SAMPLERS.options(name)]
     if sampling.eta is not None and sampling.sampler not in random:
         yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}, only to {', '.join(random)}"
     if sampling.variance == "large" and sampling.sampler != "ddpm":
@@ -301,27 +368,20 @@ def _problems(config: Config) -> Iterator[str]:
             "sampling.variance 'large' needs a grid from t = 1, and 'leading' starts below it; "
             "set sampling.spacing to trailing, or variance to small"
         )
-    if sampling.guidance != 1 and not config.model.num_classes:
-        yield f"sampling.guidance={sampling.guidance} needs classes: set model.num_classes, or guidance to 1"
-    elif sampling.guidance != 1 and not diffusion.class_dropout:
-        yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"
-    if not all(0 < width <= 0.2886 for width in train.posthoc_ema):
-        yield f"train.posthoc_ema={train.posthoc_ema} must be relative widths in 0..0.2886; 0.05 and 0.10 are usual"
-    if train.batch_size % train.accumulate:
-        yield f"train.batch_size={train.batch_size} must be a multiple of train.accumulate={train.accumulate}"
-    if config.parallel.mode == "pmap" and config.parallel.fsdp != 1:
-        yield f"parallel.fsdp={config.parallel.fsdp} needs parallel.mode mesh"
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{dotted name: value} of every field.
+def flat(config: Any) -> dict[str, Any]:
+    """{dotted name: value} of every field, options among them.
 
-    >>> flat(Config())["train.batch_size"]
-    128
+    >>> flat(Config())["train.batch_size"], flat(Config())["model.kind"]
+    (128, 'unet')
     """
-    out = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        is_group = dataclasses.is_dataclass(value)
-        out |= flat(value, f"{prefix}{field.name}.") if is_group else {prefix + field.name: value}
-    return out
+    return dict(_flatten(encode(config), ""))
+
+
+def _flatten(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -5,7 +5,6 @@ was typed. The config.json of a run is decoded against the dataclasses: names, t
 and nothing in it is ever executed.
 """
 
-import dataclasses
 import json
 import traceback
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from jaxdiff.config import Config, flat, validate
 from jaxdiff.errors import UserError
 from jaxdiff.places import Place
-from jaxdiff.schema import decode, nearest
+from jaxdiff.schema import decode, encode, nearest
 
 _MAX_BYTES = 1 << 16  # of config.json
 
@@ -74,15 +73,16 @@ def refuse_other_run(stored: Config, asked: Config, untrained: bool = False) -> 
     """Raises UserError, naming every field that differs and may not, if a run cannot go on as `asked`."""
     old, new = flat(stored), flat(asked)
     may = UNTRAINED if untrained else MAY_CHANGE
-    differing = [name for name in old if old[name] != new[name] and not name.startswith(may)]
+    names = [name for name in {**old, **new} if not name.startswith(may)]
+    differing = [name for name in names if old.get(name) != new.get(name)]
     if differing:
-        changes = ", ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in differing)
+        changes = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in differing)
         raise UserError(f"{asked.workdir} holds a run of another config: {changes}; choose another --workdir")
 
 
 def to_json(config: Config) -> str:
     """The text of config.json."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json.dumps(encode(config), indent=2) + "\n"
 
 
 def from_json(text: str, where: str = "config.json") -> Config:
@@ -99,11 +99,20 @@ def from_json(text: str, where: str = "config.json") -> Config:
     jaxdiff.errors.UserError: config.json: unknown field 'seeds'; did you mean 'seed'?
     """
     try:
-        return validate(decode(Config, json.loads(text)))
+        return validate(decode(Config, _migrated(json.loads(text))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:  # not JSON, or JSON too deep to read
         raise UserError(f"{where} is not JSON that jaxdiff wrote: {error}") from None
+
+
+def _migrated(content: Any) -> Any:
+    """What jaxdiff 0.1 wrote, in the fields of today."""
+    if isinstance(content, dict) and isinstance(old := content.get("consistency"), dict):
+        content = {key: value for key, value in content.items() if key != "consistency"}
+        if old.get("start"):
+            content["objective"] = {"kind": "consistency", **old}
+    return content
 
 
 def read_run(workdir: Place) -> Config:

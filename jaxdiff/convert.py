@@ -15,7 +15,6 @@ import json
 import shlex
 import sys
 import time
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.builders import build_model, build_schedule
-from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, validate
+from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make_schedule, validate
 from jaxdiff.config_files import read_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet, safetensors
@@ -159,7 +157,7 @@ def _guided(found: Imported) -> bool:
 def _diffusion(scheduler: Scheduler) -> Diffusion:
     """The Diffusion whose betas are theirs."""
     betas = scheduler.schedule.betas
-    kinds = typing.get_args(typing.get_type_hints(Diffusion)["schedule"])
+    kinds = ("linear", "scaled_linear", "cosine", "sigmoid")
     for kind in kinds:
         for zero_snr in (False, True):
             diffusion = dataclasses.replace(
@@ -170,7 +168,7 @@ def _diffusion(scheduler: Scheduler) -> Diffusion:
                 prediction=scheduler.prediction,
             )
             try:
-                same = build_schedule(Config(diffusion=diffusion)).betas
+                same = make_schedule(diffusion).betas
             except ValueError:  # betas that reach 1 with so few steps
                 continue
             if betas is not None and same is not None and np.allclose(same, betas, rtol=1e-6, atol=0):
@@ -243,14 +241,14 @@ def export_run(workdir: Path, folder: Path, to: str) -> list[str]:
     params = jax.tree.map(np.asarray, state.ema_params)
     if to == "diffusers":
         fields = {"out_channels": c, **vars(config.model)}
-        export_pipeline(fields, params, (h, w, c), build_schedule(config), config.diffusion.prediction, folder)
+        export_pipeline(fields, params, (h, w, c), make_schedule(config.diffusion), config.diffusion.prediction, folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {path.replace("/", "."): leaf for path, leaf in names.leaf_paths(params)}
         safetensors.write(folder / "model.safetensors", tensors, {"format": "jaxdiff", "step": str(int(state.step))})
         about: dict[str, Any] = {"image_shape": [h, w, c], **json.loads(to_json(config))}
         (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-    name = type(build_model(config, c)).__name__
+    name = type(config.model).__name__
     return [f"{name} of step {int(state.step)} (EMA) of {workdir} in {folder}"]
 
 

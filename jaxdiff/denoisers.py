@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jaxdiff.family import Family
 from jaxdiff.process import check_prediction, to_x0_noise
 from jaxdiff.schedules import Marginal, Schedule
 
@@ -130,6 +131,18 @@ def dynamic_threshold(denoise: Denoiser, *, schedule: Schedule, percentile: floa
         return jnp.clip(x_0, -limit, limit) / limit
 
     return _thresholded(denoise, schedule, squeeze)
+
+
+def _unchanged(denoise: Denoiser) -> Denoiser:
+    """The denoiser as it is."""
+    return denoise
+
+
+THRESHOLDS = Family(
+    "threshold",
+    {"none": _unchanged, "static": static_threshold, "dynamic": dynamic_threshold},
+    given=("denoise", "schedule"),
+)
 
 
 def with_x_0(prediction: Prediction, x_0: Float[Array, "batch ..."], m: Marginal) -> Prediction:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxdiff import pictures, samplers
-from jaxdiff.builders import build_model, build_sample
 from jaxdiff.config import Config, Sampling, validate
 from jaxdiff.config_files import read_run
+from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.collect import Collected, Collector
@@ -27,6 +27,7 @@ from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import BLOCK, measure
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
 from jaxdiff.likelihood_job import build_bits
+from jaxdiff.recipe import make_method, make_recipe
 from jaxdiff.score_file import ScoreFile
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
@@ -187,15 +188,16 @@ class Evaluation:
     def _draw(self, collector: Collector, sampling: Sampling, params: Any) -> tuple[Collected, float]:
         """Samples of one cell, classes in turn, and how many a second (the first batch, which compiles, aside)."""
         config, num, size, shape = self._config, self._arguments.num, self._batch_size, self._train.shape
-        draw = build_sample(config, sampling, build_model(config, shape[-1]), shape, size, self._mesh)
-        classes, seconds = config.model.num_classes, []
+        recipe, seconds = make_recipe(config, shape), []
+        draw = make_draw(recipe, make_method(config, sampling), size, self._mesh)
+        everything = recipe.conditioner.parse([], num)
 
         def batches() -> Iterator[np.ndarray]:
             for start in self._track(range(0, num, size), f"{sampling.sampler} {sampling.steps} steps"):
                 n = min(size, num - start)
-                labels = (start + np.arange(n, dtype=np.int32)) % classes if classes else None
+                batch = {name: values[start : start + n] for name, values in everything.items()}
                 began = time.perf_counter()
-                images = pictures.to_uint8(draw(params, self._key(), n, labels, start))
+                images = pictures.to_uint8(draw(params, self._key(), n, batch, start))
                 seconds.append(time.perf_counter() - began)
                 yield images
 
@@ -211,12 +213,10 @@ class Evaluation:
         bits = Bits(*about, *what, _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n)
         if known := self._file.find(bits):
             return known
-        measure_bits = build_bits(config, kind, source.shape, self._batch_size, self._mesh)
+        measure_bits = build_bits(make_recipe(config, source.shape), kind, self._batch_size, self._mesh)
         found: list[np.ndarray] = []
         for part in self._track(self._parts(source, n), kind):
-            batch = source.gather(part)
-            labels = batch["label"] if config.model.num_classes else None
-            found.append(measure_bits(params, self._key(), sum(map(len, found)), batch["image"], labels))
+            found.append(measure_bits(params, self._key(), sum(map(len, found)), source.gather(part)))
         values = np.concatenate(found).astype(np.float64)
         error = float(values.std(ddof=1) / np.sqrt(n))
         bits = dataclasses.replace(bits, value=float(values.mean()), error=error)

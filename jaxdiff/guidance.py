@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxdiff.denoisers import Denoiser, Prediction, with_x_0
+from jaxdiff.family import Family
 from jaxdiff.process import from_x0_noise, to_x0_noise
 from jaxdiff.schedules import Schedule
 
@@ -274,6 +275,42 @@ def classifier_guidance(
         return Prediction(p.x_0 + jnp.square(m.sigma) / alpha * push, p.noise - m.sigma * push, p.fraction)
 
     return guided
+
+
+def _interval(
+    denoise_cond: Denoiser, denoise_uncond: Denoiser, scale: ArrayLike, *, low: float = 0.2, high: float = 0.8
+) -> Denoiser:
+    """Classifier-free guidance where low <= t <= high, none elsewhere (Kynkäänniemi et al. 2024)."""
+    return guidance_interval(classifier_free(denoise_cond, denoise_uncond, scale), denoise_cond, low, high)
+
+
+def _weak(
+    denoise: Denoiser,
+    denoise_weak: Denoiser,
+    scale: ArrayLike,
+    *,
+    run: str = "",
+    step: int | None = None,
+    ema: float | None = None,
+) -> Denoiser:
+    """Guidance by a worse model: another run, or an earlier step or wider average of this one (Karras et al. 2024)."""
+    del run, step, ema  # which the weak model was made from
+    return autoguidance(denoise, denoise_weak, scale)
+
+
+RULES = Family(
+    "guidance rule",
+    {
+        "cfg": classifier_free,
+        "interval": _interval,
+        "rescaled": rescaled_classifier_free,
+        "apg": adaptive_projected,
+        "cfg_pp": cfg_pp,
+        "cfg_zero_star": cfg_zero_star,
+        "autoguidance": _weak,
+    },
+    given=("denoise_cond", "denoise_uncond", "denoise", "denoise_weak", "scale", "schedule"),
+)
 
 
 def _check(name: str, value: ArrayLike, low: float = -np.inf, high: float = np.inf) -> None:

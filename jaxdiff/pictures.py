@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxdiff.errors import UserError
 from jaxdiff.places import Place, write_whole
 
 _GAP = 2  # white pixels around each image
@@ -48,6 +49,20 @@ def grid(images: UInt8[np.ndarray, "n h w c"], rows: int) -> UInt8[np.ndarray, "
     cells = cells.reshape(columns, rows, *cells.shape[1:]).transpose(1, 2, 0, 3, 4)
     picture = cells.reshape(rows * cells.shape[1], -1, c)
     return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+
+
+def read_image(path: Place, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """A picture as bytes of so many channels, 1 (grey), 3 or 4.
+
+    Raises:
+      UserError: it is no picture that we read, or there is none.
+    """
+    try:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "WEBP")) as image:
+            image = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}") from None
+    return image if image.ndim == 3 else image[..., None]
 
 
 def write_png(path: Place, image: UInt8[np.ndarray, "h w c"]) -> None:

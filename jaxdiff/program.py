@@ -1,4 +1,4 @@
-"""What a config and its data make: network, step and the state they need; nothing is computed yet."""
+"""The training program of a config: recipe, objective, and the compiled step; nothing is computed yet."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.builders import build_loss, build_model, check_run
-from jaxdiff.config import Config
+from jaxdiff.config import Config, flat
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
-from jaxdiff.losses import loss_aware
+from jaxdiff.recipe import check_data, make_objective, make_recipe
 from jaxdiff.training import ema, parallel, posthoc
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.optimizer import make_optimizer
@@ -41,11 +40,12 @@ class Program:
 
     Attributes:
       source: the data, or what is known of it.
-      model: the network.
+      recipe: the model.
       mesh: all devices.
       keys: typed keys, one for each purpose: init, train, pictures.
       init: key -> TrainState.
       abstract: the state's shapes, dtypes and shardings.
+      frozen: parameters that the step takes and does not train (teachers, codecs), in host memory.
       plain_step: the step before it is compiled for the mesh.
       step: the compiled step, or call of several.
       batch: shapes and dtypes of a batch of plain_step.
@@ -55,25 +55,24 @@ class Program:
         """Raises UserError if the config does not fit the images or the devices (all of `jax.devices()`)."""
         train = config.train
         devices = jax.devices() if devices is None else devices
-        check_run(config, source.shape, source.num_classes, len(devices))
         self.source: Any = source
-        self.model = build_model(config, source.shape[-1])
+        self.recipe = recipe = make_recipe(config, source.shape)
+        check_data(config, source.num_classes, len(devices))
         self.mesh = parallel.make_mesh(config.parallel.fsdp, devices)
         key = jax.random.key(config.seed, impl="threefry2x32")  # another impl makes noise depend on the batch
         self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
         optimizer = make_optimizer(**vars(config.optimizer))
-
-        aware = config.diffusion.time_sampling == "loss_aware"
-        times = loss_aware(config.diffusion.num_steps) if aware else None
-        begun = _start(config) if config.consistency.start else None
+        objective = make_objective(config, recipe)
+        loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
+        begun = loaded.pop("start", None)
+        self.frozen: Any = {**recipe.frozen, **loaded}
 
         def init(key: jax.Array) -> TrainState:
             if begun is not None:
-                return init_state(jax.tree.map(jnp.asarray, begun), optimizer, len(train.posthoc_ema))
-            inputs = jnp.zeros((1, *source.shape)), jnp.zeros(1)
-            cond = jnp.zeros(1, jnp.int32) if config.model.num_classes else None
-            params = self.model.init(key, *inputs, cond)["params"]
-            return init_state(params, optimizer, len(train.posthoc_ema), times.init() if times else ())
+                params = jax.tree.map(jnp.asarray, begun)
+            else:
+                params = recipe.network.init(key, *example(recipe))["params"]
+            return init_state(params, optimizer, len(train.posthoc_ema), objective.init())
 
         def average(ema_params: Any, params: Any, step: Any) -> Any:
             return ema.update(ema_params, params, step, train.ema_decay)
@@ -83,13 +82,24 @@ class Program:
 
         self.init = init
         self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
-        loss = build_loss(config, self.model, begun if config.consistency.teacher else None)
-        self.plain_step = make_train_step(loss, optimizer, average, train.accumulate, track, times)
+        self.abstract_frozen = parallel.abstract_frozen(self.frozen, self.mesh)
+        self.plain_step = make_train_step(objective, optimizer, average, train.accumulate, track)
         self._mode, self._steps = config.parallel.mode, train.steps_per_call
-        self.step: Any = parallel.compile_step(self.plain_step, self.abstract, self.mesh, self._mode, self._steps)
+        self._step: Any = parallel.compile_step(
+            self.plain_step, self.abstract, self.abstract_frozen, self.mesh, self._mode, self._steps
+        )
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
         image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
         self.batch = {"image": image, "label": rows, "row": rows}
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        """The frozen trees on the devices, sharded as the state is."""
+        return jax.tree.map(lambda x, like: parallel.put(x, like.sharding), self.frozen, self.abstract_frozen)
+
+    def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Any]:
+        """The compiled step, or call of several."""
+        return self._step(state, batch, key, self._placed)
 
     def compiled(self) -> Callable[..., tuple[TrainState, Any]]:
         """`step`, compiled now rather than when it is first called; it takes the same arguments.
@@ -99,7 +109,8 @@ class Program:
         if self._mode == "pmap" and jax.process_count() > 1:
             return self.step
         program = self.lower().compile()
-        return functools.partial(self.step, pmapped=program) if self._mode == "pmap" else program
+        step = functools.partial(self._step, pmapped=program) if self._mode == "pmap" else program
+        return lambda state, batch, key: step(state, batch, key, self._placed)
 
     def lower(self) -> Any:
         """The step as it is before a compiler for its devices has seen it (`jax.stages.Lowered`)."""
@@ -111,7 +122,8 @@ class Program:
             return jax.ShapeDtypeStruct((*devices, *steps, x.shape[0] // split, *x.shape[1:]), x.dtype)
 
         batch = jax.tree.map(shape, self.batch)
-        return self.step.lower(self.abstract, (np.int32(0), batch) if steps else batch, self.keys["train"])
+        batch = (np.int32(0), batch) if steps else batch
+        return self._step.lower(self.abstract, batch, self.keys["train"], self.abstract_frozen)
 
     def place(self, batches: Sequence[Any]) -> Any:
         """What `step` takes: the NumPy batches of a call, on the devices."""
@@ -120,18 +132,25 @@ class Program:
         return parallel.shard_batches(batches, self._steps, self.mesh, self._mode)
 
 
-def _start(config: Config) -> Any:
-    """The average of the run that consistency.start names, in host memory.
+def example(recipe: Any) -> tuple[Any, ...]:
+    """(x, t, cond) of one example, zeros: what a network is initialised with."""
+    cond = {name: jnp.zeros((1, *kind.shape), kind.dtype) for name, kind in recipe.conditioner.spec.items()}
+    return jnp.zeros((1, *recipe.shape)), jnp.zeros(1), cond
+
+
+_SAME = ("model.", "diffusion.schedule", "diffusion.num_steps", "diffusion.zero_snr", "diffusion.prediction")
+
+
+def _average(config: Config, name: str) -> Any:
+    """The average of another run of the same network and process, in host memory.
 
     Raises:
       UserError: there is no such run, or it is of another network or process.
     """
-    workdir = Path(config.consistency.start)
-    other = read_run(workdir)
-    for name in ("model", "diffusion"):
-        fields, theirs = vars(getattr(config, name)), vars(getattr(other, name))
-        wrong = [key for key in fields if fields[key] != theirs[key] and key != "time_sampling"]
-        if wrong:
-            listed = ", ".join(f"{name}.{key} {theirs[key]!r}, not {fields[key]!r}" for key in wrong)
-            raise UserError(f"consistency.start: the run in {workdir} has {listed}; they must be equal")
+    workdir = Path(name)
+    own, other = flat(config), flat(read_run(workdir))
+    wrong = [key for key in {**own, **other} if key.startswith(_SAME) and own.get(key) != other.get(key)]
+    if wrong:
+        listed = ", ".join(f"{key} {other.get(key)!r}, not {own.get(key)!r}" for key in wrong)
+        raise UserError(f"objective: the run in {workdir} has {listed}; they must be equal")
     return jax.device_get(restore(workdir).ema_params)

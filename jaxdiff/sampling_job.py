@@ -1,20 +1,32 @@
-"""Drawing samples from a finished or running run: its config.json says what the network is, its EMA draws."""
+"""Drawing samples, from a run or from a Stable Diffusion folder alike."""
 
 import dataclasses
 import io
 import time
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.builders import build_model, build_sample, build_times, check_run
-from jaxdiff.config import Config, Method, Sampling, validate
+from jaxdiff.conditioning import CONDITIONERS
+from jaxdiff.arguments import options_field
+from jaxdiff.config import Config, Sampling, flat, validate
 from jaxdiff.config_files import read_run
+from jaxdiff.denoisers import THRESHOLDS
+from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
 from jaxdiff.errors import UserError
-from jaxdiff.places import Place
+from jaxdiff.guidance import RULES
+from jaxdiff.interop.pipeline import INDEX, read_pipeline
+from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
+from jaxdiff.places import Place, place
+from jaxdiff.recipe import conditioner_of, make_method, make_recipe
+from jaxdiff.samplers import SAMPLERS
+from jaxdiff.schema import Options
+from jaxdiff.times import time_grid
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.parallel import make_mesh
@@ -22,6 +34,7 @@ from jaxdiff.training.snapshots import reconstruct
 
 SUFFIXES = {"": "a folder", ".png": "a grid", ".npz": "arrays", ".gif": "an animated trajectory"}
 WALKS = 4  # samples in a trajectory, unless --num says otherwise
+GUIDANCE, STEPS = 7.5, 50  # of a Stable Diffusion folder, unless the request says otherwise, as in diffusers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,101 +42,247 @@ class Request:
     """What sample.py was asked for; None is the run's own or the usual choice."""
 
     workdir: Place
-    sampler: Method | None = None
+    sampler: str | None = None
+    sampler_options: Options = dataclasses.field(default_factory=dict)
     steps: int | None = None
     eta: float | None = None
     guidance: float | None = None
+    guidance_rule: str | None = None
+    guidance_options: Options = dataclasses.field(default_factory=dict)
+    spacing: str | None = None
+    spacing_options: Options = dataclasses.field(default_factory=dict)
+    threshold: str | None = None
+    threshold_options: Options = dataclasses.field(default_factory=dict)
     seed: int = 0
     num: int | None = None
-    classes: tuple[int, ...] = ()
+    classes: tuple[str, ...] = ()
     batch_size: int | None = None
     trajectory: bool = False
     out: Place | None = None
     prompt: str | None = None
     negative_prompt: str = ""
+    init_image: Place | None = None
+    strength: float = 0.75
+    mask: Place | None = None
     height: int | None = None
     width: int | None = None
     ema: float | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
+class Opened(NamedTuple):
+    """What samples are drawn from: a run, or a Stable Diffusion folder.
+
+    Attributes:
+      recipe: the model.
+      params: of its network.
+      method: how to draw.
+      batch: what the samples are of, NumPy [num, ...].
+      away: what guidance goes away from; None: the null cond.
+      weak: parameters of autoguidance's worse model, if any.
+      what: the model in the closing line, such as "step 500".
+      name: of the default file, without its suffix.
+      how: sampler and steps, for the closing line.
+      notes: lines to print.
+      rows: of a grid; 0 for about a square.
+    """
+
+    recipe: Recipe
+    params: Any
+    method: Method
+    batch: dict[str, np.ndarray]
+    away: dict[str, np.ndarray] | None
+    weak: Any
+    what: str
+    name: Place
+    how: str
+    notes: tuple[str, ...]
+    rows: int
+
+
 def draw(request: Request) -> tuple[int, str]:
-    """Draws samples and writes them; returns the exit code, and the line that says where they are.
+    """Draws samples and writes them; returns the exit code, and the lines that say where they are.
 
     Raises:
       UserError: there is no run or checkpoint, or the request does not fit it; nothing was written.
     """
     processes.agree({name: str(value) for name, value in vars(request).items()})
-    config = read_run(request.workdir)
-    sampling = _sampling(config.sampling, request)
-    validate(dataclasses.replace(config, sampling=sampling))
-    num = request.num if request.num is not None else WALKS if request.trajectory else 64
-    batch_size = 64 if request.batch_size is None else request.batch_size
-    out = request.out or _default_out(request, sampling)
-    _check_request(request, config)
+    is_pipeline = (request.workdir / INDEX).exists()
+    num = request.num if request.num is not None else 1 if is_pipeline else WALKS if request.trajectory else 64
+    batch_size = request.batch_size if request.batch_size is not None else 4 if is_pipeline else 64
     check_numbers(request, num, batch_size)
-    check_out(out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
-
+    if request.out is not None:
+        check_out(request.out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
     mesh = make_mesh()
-    state, meta = restore_with_meta(request.workdir, sharding=NamedSharding(mesh, PartitionSpec()))
-    params = state.ema_params
-    if request.ema is not None:
-        params = reconstruct(
-            request.workdir, state, config.train.posthoc_ema, request.ema, NamedSharding(mesh, PartitionSpec())
-        )
-    shape = _shape(config, meta)
-    model = build_model(config, shape[-1])
-    labels = None
-    if config.model.num_classes:
-        classes = request.classes or range(config.model.num_classes)
-        labels = np.array(classes, np.int32)[np.arange(num) % len(classes)]
-    portion = num if request.trajectory else min(num, batch_size)
-    make = build_sample(config, sampling, model, shape, portion, mesh, trajectory=request.trajectory)
-    start = time.perf_counter()
-    drawn = make(params, jax.random.key(request.seed, impl="threefry2x32"), num, labels)
-    seconds = time.perf_counter() - start
+    opened = (open_pipeline if is_pipeline else open_run)(request, num, NamedSharding(mesh, PartitionSpec()))
+    recipe, method = opened.recipe, opened.method
+    out = request.out or opened.name
+    check_out(out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
+    given: dict[str, Any] = {}
+    if request.init_image is not None:
+        given, method = _given(request, opened, num)
+    elif request.mask is not None:
+        raise UserError("--mask says which part of --init-image is drawn anew: give the image too")
 
+    make = make_draw(
+        recipe, method, num if request.trajectory else min(num, batch_size), mesh, trajectory=request.trajectory
+    )
+    start = time.perf_counter()
+    key = jax.random.key(request.seed, impl="threefry2x32")
+    drawn = make(opened.params, key, num, opened.batch, away=opened.away, weak=opened.weak, **given)
+    seconds = time.perf_counter() - start
     if jax.process_index():
         return 0, ""
     if request.trajectory:
-        _write_trajectory(out, drawn[1], build_times(config, sampling))
+        times = method.times[: int(np.count_nonzero(np.diff(method.times))) + 1]
+        _write_trajectory(out, drawn[1], times)
     else:
-        write_images(out, pictures.to_uint8(drawn), labels, len(request.classes) or config.model.num_classes)
-    how = f"{sampling.sampler}, {sampling.steps} steps, {seconds:.1f} s"
-    return 0, f"{num} samples of step {int(state.step)} ({how}) in {out}"
+        write_images(out, pictures.to_uint8(drawn), opened.batch.get("label"), opened.rows)
+    notes = [f"note: {note}" for note in opened.notes]
+    return 0, "\n".join([*notes, f"{num} samples of {opened.what} ({opened.how}, {seconds:.1f} s) in {out}"])
+
+
+def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
+    """A run as what samples are drawn from: its config.json says what the network is, its EMA draws.
+
+    Raises:
+      UserError: there is no run, or the request does not fit it.
+    """
+    config = read_run(request.workdir)
+    sampling = _sampling(config.sampling, request)
+    validate(dataclasses.replace(config, sampling=sampling))
+    for option in ("prompt", "negative_prompt", "height", "width", "dtype"):
+        if getattr(request, option):
+            named = option.replace("_", "-")
+            raise UserError(f"--{named}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
+    conditioner = CONDITIONERS.build(*conditioner_of(config))
+    batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
+    method = make_method(config, sampling, trajectory=request.trajectory)
+    state, meta = restore_with_meta(request.workdir, sharding=sharding)
+    params = state.ema_params
+    if request.ema is not None:
+        params = reconstruct(request.workdir, state, config.train.posthoc_ema, request.ema, sharding)
+    weak = weak_params(config, sampling, request.workdir, state, sharding)
+    recipe = make_recipe(config, image_shape(meta))
+    kind = "walk" if request.trajectory else "samples"
+    name = request.workdir / "samples" / f"{kind}_{sampling.sampler}{sampling.steps}_seed{request.seed}.png"
+    rows = len(request.classes) or conditioner.groups
+    how = f"{sampling.sampler}, {sampling.steps} steps"
+    return Opened(recipe, params, method, batch, None, weak, f"step {int(state.step)}", name, how, (), rows)
+
+
+def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened:
+    """A Stable Diffusion folder as what images of a text are drawn from.
+
+    Raises:
+      UserError: the folder is no pipeline that we have, or the request does not fit it.
+    """
+    folder = request.workdir
+    if request.prompt is None:
+        raise UserError(f'{folder} makes images of a text: give --prompt "..."')
+    if request.classes or request.ema is not None:
+        raise UserError(f"--{'classes' if request.classes else 'ema'} is for runs; {folder} takes a prompt")
+    guidance = GUIDANCE if request.guidance is None else request.guidance
+    if not 0 <= guidance <= 1000:
+        raise UserError(f"--guidance {guidance} must lie in 0..1000")
+    if request.guidance_rule == "autoguidance":
+        raise UserError(f"--guidance-rule autoguidance is for runs; {folder} has no worse model")
+    steps = STEPS if request.steps is None else request.steps
+    pipeline = read_pipeline(folder, sharding=sharding).computing_in(request.dtype or "float32")
+    scheduler = chosen(pipeline.scheduler, request.sampler, request.sampler_options, request.eta)
+    recipe = recipe_of(pipeline, pipeline.latent_shape(request.height, request.width))
+    try:
+        SAMPLERS.check(scheduler.method, scheduler.options)
+        rule = Guidance(guidance, request.guidance_rule or "cfg", request.guidance_options)
+        RULES.check(rule.rule, rule.options)
+        if request.spacing is None:
+            times = padded_times(scheduler, steps)
+        else:
+            times = time_grid(scheduler.schedule, steps, request.spacing, **request.spacing_options)
+        threshold = scheduler.threshold
+        if request.threshold is not None:
+            kind, limits = request.threshold, request.threshold_options
+            THRESHOLDS.check(kind, limits)
+            threshold = lambda denoise: THRESHOLDS.build(kind, limits, denoise, schedule=scheduler.walk)  # noqa: E731
+        scheduler.sampler()
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+    if request.trajectory:
+        times = times[: int(np.count_nonzero(np.diff(times))) + 1]
+    method = Method(
+        lambda eta: scheduler.sampler(), times, 0.0, rule if guidance != 1 else None, threshold, scheduler.start
+    )
+    texts = [request.prompt, request.negative_prompt]
+    lost = [rest for text in texts if (rest := pipeline.tokenizer.dropped(text, pipeline.max_tokens))]
+    notes = [*(f"beyond {pipeline.max_tokens} tokens, and not used: {rest}" for rest in lost), *pipeline.notes]
+    batch, away = (recipe.conditioner.parse([text], num) for text in texts)
+    name = Path(f"samples_{scheduler.method}{steps}_seed{request.seed}.png")
+    how = f"{scheduler.method}, {steps} steps, guidance {guidance:g}"
+    return Opened(recipe, pipeline.unet.params, method, batch, away, None, str(folder), name, how, tuple(notes), 0)
+
+
+def _parsed[T](parse: Callable[[], T], option: str) -> T:
+    try:
+        return parse()
+    except ValueError as error:
+        raise UserError(f"{option}: {error}") from None
+
+
+def _given(request: Request, opened: Opened, num: int) -> tuple[dict[str, Any], Method]:
+    """The images that samples start from, and where the walk to them begins.
+
+    Raises:
+      UserError: an image or a mask of another size, or a strength that is none.
+    """
+    h, w, c = (*opened.recipe.codec.image_shape(opened.recipe.shape),)
+    image = pictures.read_image(request.init_image, c)
+    if image.shape[:2] != (h, w):
+        raise UserError(f"--init-image {request.init_image} is {image.shape[1]}x{image.shape[0]}; it must be {w}x{h}")
+    given: dict[str, Any] = {"images": np.repeat(image[None], num, axis=0)}
+    strength = request.strength
+    if request.mask is not None:
+        mask = pictures.read_image(request.mask, 1)
+        if mask.shape[:2] != (h, w):
+            raise UserError(f"--mask {request.mask} is {mask.shape[1]}x{mask.shape[0]}; it must be {w}x{h}")
+        given["mask"] = np.repeat(mask[None] < 128, num, axis=0)  # white is drawn anew, black stays
+    if not 0 < strength <= 1:
+        raise UserError(f"--strength {strength} must lie in 0..1, above 0: 1 draws anew, little stays near the image")
+    return given, opened.method._replace(times=strength_times(opened.method.times, strength))
+
+
+def weak_params(config: Config, sampling: Sampling, workdir: Place, state: Any, sharding: Any = None) -> Any:
+    """The parameters that autoguidance goes away from: of another run, of an earlier step, or of a wider average.
+
+    Raises:
+      UserError: the options name none, or one that is not there.
+    """
+    if sampling.guidance == 1 or sampling.guidance_rule != "autoguidance":
+        return None
+    run, step, ema = (sampling.guidance_options.get(name) for name in ("run", "step", "ema"))
+    if ema is not None and not run:
+        return reconstruct(workdir, state, config.train.posthoc_ema, ema, sharding)
+    if not run and step is None:
+        raise UserError("guidance rule autoguidance needs a worse model: guidance_options.run, step or ema")
+    other = place(run) if run else workdir
+    own, theirs = flat(config), flat(read_run(other))
+    wrong = [name for name in own if name.startswith("model.") and own[name] != theirs.get(name)]
+    if wrong:
+        raise UserError(f"guidance_options.run: {other} has another network ({', '.join(wrong)})")
+    return restore_with_meta(other, step=step, sharding=sharding)[0].ema_params
 
 
 def _sampling(base: Sampling, request: Request) -> Sampling:
-    """The run's own way to sample, with what the request says instead."""
-    asked = {name: getattr(request, name) for name in ("sampler", "steps", "eta", "guidance")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if asked.get("sampler", base.sampler) != base.sampler:  # eta and variance were the other sampler's
-        base = dataclasses.replace(base, eta=None, variance="small")
-    return dataclasses.replace(base, **asked)
-
-
-def _default_out(request: Request, sampling: Sampling) -> Place:
-    kind = "walk" if request.trajectory else "samples"
-    return request.workdir / "samples" / f"{kind}_{sampling.sampler}{sampling.steps}_seed{request.seed}.png"
-
-
-def _check_request(request: Request, config: Config) -> None:
-    """Refuses what does not fit the run, before anything is read or compiled."""
-    num_classes = config.model.num_classes
-    for option, value in (
-        ("prompt", request.prompt),
-        ("negative-prompt", request.negative_prompt or None),
-        ("height", request.height),
-        ("width", request.width),
-        ("dtype", request.dtype),
-    ):
-        if value is not None:
-            raise UserError(f"--{option}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
-    if request.classes and not num_classes:
-        raise UserError(f"--classes: the run in {request.workdir} has no classes")
-    outside = [label for label in request.classes if not 0 <= label < num_classes]
-    if outside:
-        raise UserError(f"--classes {outside[0]} is not a class of this run; they are 0..{num_classes - 1}")
+    """The run's own way to sample, with what the request says instead; options go with the member they are of."""
+    for field in ("sampler", "guidance_rule", "spacing", "threshold"):
+        options, asked, given = options_field(field), getattr(request, field), {}
+        if asked not in (None, getattr(base, field)):
+            given = {field: asked, options: {}}
+            if field == "sampler":  # eta and variance were the other sampler's
+                given |= {"eta": None, "variance": "small"}
+        base = dataclasses.replace(base, **given)
+        base = dataclasses.replace(base, **{options: {**getattr(base, options), **getattr(request, options)}})
+    asked = {name: getattr(request, name) for name in ("steps", "eta", "guidance")}
+    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 
 def check_numbers(request: Request, num: int, batch_size: int) -> None:
@@ -146,13 +305,16 @@ def check_out(out: Place, legal: tuple[str, ...], num: int) -> None:
             raise UserError(f"--out {out} holds other files ({others[0]}); choose an empty or new folder")
 
 
-def _shape(config: Config, meta: dict[str, Any]) -> tuple[int, int, int]:
-    """The shape of the images the run was trained on, from its checkpoint."""
+def image_shape(meta: dict[str, Any]) -> tuple[int, int, int]:
+    """The shape of the images the run was trained on, from its checkpoint.
+
+    Raises:
+      UserError: the checkpoint does not say.
+    """
     shape = meta.get("shape")
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n <= 4096 for n in shape)):
         raise UserError("the checkpoint does not say what shape its images have; it is not one of train.py")
     h, w, c = shape
-    check_run(config, (h, w, c), config.model.num_classes, config.train.batch_size)
     return h, w, c
 
 
@@ -160,11 +322,10 @@ def _names(num: int, images: Any) -> list[tuple[str, Any]]:
     return [(f"{i:06}.png", None if images is None else images[i]) for i in range(num)]
 
 
-def write_images(out: Place, images: np.ndarray, labels: np.ndarray | None = None, classes: int = 0) -> None:
+def write_images(out: Place, images: np.ndarray, labels: np.ndarray | None = None, rows: int = 0) -> None:
     """A grid with a class a row, a folder of single images, or arrays."""
     if out.suffix == ".png":
-        rows = min(classes, len(images)) or round(len(images) ** 0.5)
-        pictures.write_png(out, pictures.grid(images, rows))
+        pictures.write_png(out, pictures.grid(images, min(rows, len(images)) or round(len(images) ** 0.5)))
     elif out.suffix == ".npz":
         buffer = io.BytesIO()
         if labels is None:

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from jaxdiff import pictures
-from jaxdiff.builders import build_sample
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
+from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError
 from jaxdiff.places import Place, in_bucket, place
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
+from jaxdiff.recipe import make_method
 from jaxdiff.training import parallel, processes
 from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
@@ -196,14 +197,15 @@ def _restored(config: Config, program: Program, checkpoints: Checkpoints) -> tup
 
 def _pictures(config: Config, program: Program, workdir: Place) -> Any:
     """(state, step) -> a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
-    classes = min(config.model.num_classes, 10)
-    rows = classes or COLUMNS
+    recipe = program.recipe
+    groups = min(recipe.conditioner.groups, 10)
+    rows = groups or COLUMNS
     num = rows * COLUMNS
-    labels = np.arange(num, dtype=np.int32) % classes if classes else None
-    draw = build_sample(config, config.sampling, program.model, program.source.shape, num, program.mesh)
+    batch = recipe.conditioner.parse([str(i) for i in range(groups)], num)
+    draw = make_draw(recipe, make_method(config, config.sampling), num, program.mesh)
 
     def write(state: TrainState, step: int) -> None:
-        images = draw(state.ema_params, program.keys["pictures"], num, labels)
+        images = draw(state.ema_params, program.keys["pictures"], num, batch)
         if jax.process_index() == 0:
             grid = pictures.grid(pictures.to_uint8(images), rows)
             pictures.write_png(workdir / "samples" / f"step_{step:07}.png", grid)

@@ -281,7 +281,7 @@ TRAPS = (
         "jaxdiff/training/checkpoints.py",
         "jax.tree.unflatten(jax.tree.structure(abstract_state), flat.values()), meta",
         "jax.tree.unflatten(jax.tree.structure(abstract_state), "
-        "[v * ('loss_history' not in n) for n, v in flat.items()]), meta",
+        "[v * ('objective' not in n) for n, v in flat.items()]), meta",
     ),
     Trap(
         "Loss-aware sampling by the losses of one device",

@@ -129,7 +129,7 @@ def test_loss_aware_times_go_on_where_they_were(config, tmp_path):
     straight, pieces = tmp_path / "straight", tmp_path / "pieces"
     assert _train(config, straight, *aware) == 0
     assert _train(config, pieces, *aware, "--train.steps", "6") == 0
-    assert np.all(np.asarray(restore(pieces).loss_history["counts"]) >= 10)
+    assert np.all(np.asarray(restore(pieces).objective["counts"]) >= 10)
     assert _train(config, pieces, *aware) == 0
     assert _same_bits(straight, pieces)
 

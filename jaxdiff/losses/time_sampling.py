@@ -65,6 +65,12 @@ def uniform(u: Float[Array, " batch"], schedule: Schedule) -> Float[Array, " bat
     return _entry(jnp.floor(u * schedule.num_steps) + 1, schedule.num_steps)
 
 
+class Stratified(NamedTuple):
+    """Times of a whole batch, evenly spread over the quantiles of another time sampling; see `stratified`."""
+
+    base: TimeSampling
+
+
 def uniform_log_snr(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> TimeSampling:
     """Uniform in log-SNR over the given range, or over what the schedule reaches of it.
 

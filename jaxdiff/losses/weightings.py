@@ -29,6 +29,15 @@ class Weights(NamedTuple):
 Weighting = Callable[[jax.Array], Weights]  # log_snr [batch] -> Weights
 
 
+def simple() -> None:
+    """1 on the loss of the prediction itself, whatever it is: the plain loss of every paper that names no weighting.
+
+    Source: Ho et al. 2020 (DDPM), eq. 14.
+
+    >>> simple()
+    """
+
+
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(SNR, gamma) on the x_0 loss, min(1, gamma/SNR) on the noise loss, min(SNR, gamma)/(SNR + 1) on the v loss.
 

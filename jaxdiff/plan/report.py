@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from jaxdiff.builders import build_times
-from jaxdiff.config import Config
+from jaxdiff.config import Config, times
 from jaxdiff.config_files import to_json
 from jaxdiff.plan.compiling import Compiled
 from jaxdiff.plan.flops import count_flops
 from jaxdiff.plan.memory import step_memory
 from jaxdiff.plan.planning import Change, Plan
 from jaxdiff.program import Program
+from jaxdiff.schema import encode
 from jaxdiff.training.sources import open_dataset
 
 
@@ -23,10 +23,10 @@ def describe(config: Config) -> str:
     data, batch_size = config.data, config.train.batch_size
     source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
     program = Program(config, source)
-    flops = count_flops(program.plain_step, program.abstract, program.batch, program.keys["train"])
+    flops = count_flops(program.plain_step, program.abstract, program.batch, program.keys["train"], program.abstract_frozen)
     memory = step_memory(program.lower().compile())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
-    times = " ".join(f"{t:.3f}" for t in build_times(config, config.sampling))
+    grid = " ".join(f"{t:.3f}" for t in times(config, config.sampling))
     mebibytes = [f"{size / 2**20:.1f}" for size in (*memory, memory.total)]
     return to_json(config) + "\n".join(
         (
@@ -36,7 +36,7 @@ def describe(config: Config) -> str:
             f"a step      {flops / 1e9:.2f} GFLOP, {flops / batch_size / 1e6:.1f} MFLOP an image",
             "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),
             f"devices     {jax.device_count()} {jax.devices()[0].platform}",
-            f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: {times}",
+            f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: {grid}",
         )
     )
 
@@ -66,7 +66,7 @@ def plan_text(plan: Plan) -> str:
 def plans_json(config: Config, plans: Sequence[Plan]) -> str:
     """The config and its plans: fields of Plan by name, nested as they are."""
     entries = [_tree(dataclasses.asdict(plan)) for plan in plans]
-    return json.dumps({"config": dataclasses.asdict(config), "plans": entries}, indent=2) + "\n"
+    return json.dumps({"config": encode(config), "plans": entries}, indent=2) + "\n"
 
 
 def _tree(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """Samplers: from noise to data, one method a file, all run by the one loop in `sample`."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
+from jaxdiff.family import Family
 from jaxdiff.samplers.base import Sampler, Trajectory, sample, sample_keys
 from jaxdiff.samplers.ddim import ddim, ddim_inversion
 from jaxdiff.samplers.ddpm import ddpm
@@ -41,6 +41,7 @@ METHODS: dict[str, Callable[..., Sampler]] = {
     "plms": plms,
     "lcm": lcm,
 }
+SAMPLERS = Family("sampler", METHODS)
 
 
 def by_name(name: str, **options: Any) -> Sampler:
@@ -52,17 +53,12 @@ def by_name(name: str, **options: Any) -> Sampler:
     >>> by_name("unipc", order=2).nfe
     1
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown sampler {name!r}; choose one of {', '.join(METHODS)}")
-    legal = list(inspect.signature(METHODS[name]).parameters)
-    unknown = [option for option in options if option not in legal]
-    if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it takes {', '.join(legal) or 'none'}")
-    return METHODS[name](**options)
+    return SAMPLERS.build(name, options)
 
 
 __all__ = [
     "METHODS",
+    "SAMPLERS",
     "Sampler",
     "Trajectory",
     "by_name",

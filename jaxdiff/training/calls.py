@@ -15,7 +15,7 @@ History = dict[str, Float[Array, " steps"]]
 
 
 def make_call(step: Step) -> Callable[..., tuple[TrainState, History]]:
-    """Make call(state, (count, batches), key) -> (state, metrics): the first `count` of the batches.
+    """Make call(state, (count, batches), key, frozen) -> (state, metrics): the first `count` of the batches.
 
     A loop whose length is a value: any number of steps up to that of the batches is the same program, and gives the
     same bits in whatever portions. Outside a loop XLA compiles a step otherwise: the order of its float32 sums may
@@ -29,13 +29,15 @@ def make_call(step: Step) -> Callable[..., tuple[TrainState, History]]:
       are passed on to `step`.
     """
 
-    def call(state: TrainState, batches: tuple[Any, Any], key: Any, **options: Any) -> tuple[TrainState, History]:
+    def call(
+        state: TrainState, batches: tuple[Any, Any], key: Any, frozen: Any = (), **options: Any
+    ) -> tuple[TrainState, History]:
         count, stacked = batches
 
         def body(i: Any, carry: tuple[TrainState, History]) -> tuple[TrainState, History]:
             state, history = carry
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), stacked)
-            state, metrics = step(state, batch, key, **options)
+            state, metrics = step(state, batch, key, frozen, **options)
             return state, {name: history[name].at[i].set(metrics[name]) for name in METRICS}
 
         most = jax.tree.leaves(stacked)[0].shape[0]

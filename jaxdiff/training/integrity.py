@@ -20,7 +20,7 @@ from jaxdiff.training.state import TrainState, leaf_name
 FORMAT = 1
 DTYPES = frozenset(("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "bfloat16", "float16", "float32"))
 CHUNK = 2**16  # elements summed at a time: they stay in the cache
-FIELDS = ("step", "params", "ema_params", "opt_state", "posthoc", "loss_history")
+FIELDS = ("step", "params", "ema_params", "opt_state", "posthoc", "objective")
 
 
 class Leaf(NamedTuple):

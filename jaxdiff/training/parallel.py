@@ -50,9 +50,9 @@ def largest_axis(shape: tuple[int, ...], fsdp: int) -> P:
 
 
 RULES: tuple[tuple[str, Rule], ...] = (
-    (r"(^|/)(step|count)$|^loss_history/", replicated),
+    (r"(^|/)(step|count)$|^objective/", replicated),
     (r"/(bias|scale)$", replicated),  # vectors: under 1 % of the bytes, not worth a collective each
-    (r"^(params|ema_params|opt_state|posthoc)/", largest_axis),
+    (r"^(params|ema_params|opt_state|posthoc|frozen)/", largest_axis),
 )
 
 
@@ -118,6 +118,14 @@ def abstract_state(init: Callable[..., TrainState], mesh: Mesh, *args: Any) -> T
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         state_shardings(shapes, mesh),
+    )
+
+
+def abstract_frozen(frozen: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of trees that a step takes and does not train, split as parameters are."""
+    shardings = state_shardings({"frozen": frozen}, mesh)["frozen"]
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), frozen, shardings
     )
 
 
@@ -196,6 +204,7 @@ def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def compile_step(
     step: Callable[..., tuple[TrainState, Any]],
     state: TrainState,
+    frozen: Any,
     mesh: Mesh,
     mode: str = "mesh",
     steps_per_call: int = 1,
@@ -203,14 +212,15 @@ def compile_step(
     """Compile a step of `make_train_step` for the mesh; the state passed in is donated, so use the one returned.
 
     Args:
-      step: (state, batch, key, axis_name=None) -> (state, metrics).
+      step: (state, batch, key, frozen, axis_name=None) -> (state, metrics).
       state: the state or its abstract twin, for its structure.
+      frozen: likewise, what the step takes and does not train; {} for nothing.
       mesh: from `make_mesh`.
       mode: "mesh" (jit with shardings) or "pmap" (the same numbers; no fsdp).
       steps_per_call: above 1, up to so many steps by one call, see `calls.make_call`.
 
     Returns:
-      (state, batch, key) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`, or from
+      (state, batch, key, frozen) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`, or from
       `shard_batches` for several steps.
 
     Raises:
@@ -221,13 +231,14 @@ def compile_step(
     step = make_call(step) if several else step
     if mode == "mesh":
         shardings = state_shardings(state, mesh)
+        kept = state_shardings({"frozen": frozen}, mesh)["frozen"]
         everywhere = NamedSharding(mesh, P())
         batch = (everywhere, _batch_sharding(mesh, 1)) if several else _batch_sharding(mesh)
         # Left to itself, the partitioner splits layers by channel and sends activations around.
         gather = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
         return jax.jit(
             functools.partial(step, gather=gather),
-            in_shardings=(shardings, batch, everywhere),
+            in_shardings=(shardings, batch, everywhere, kept),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
         )
@@ -243,7 +254,7 @@ def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch
     lazy = jax.pmap(
         functools.partial(step, axis_name="batch"),
         axis_name="batch",
-        in_axes=(None, batch_axes, None),
+        in_axes=(None, batch_axes, None, None),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=0,
@@ -251,12 +262,12 @@ def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch
     copies = NamedSharding(Mesh(mesh.devices.flatten(), ("batch",)), P())
     local = NamedSharding(Mesh(np.array(_local_devices(mesh)), ("batch",)), P())
 
-    def run(state: TrainState, batch: Any, key: Any, pmapped: Any = lazy) -> tuple[TrainState, Any]:
+    def run(state: TrainState, batch: Any, key: Any, frozen: Any, pmapped: Any = lazy) -> tuple[TrainState, Any]:
         if jax.process_count() > 1:  # there pmap wants and gives local arrays, the library global ones
-            return view(pmapped(view(state, local), batch, key), copies)
+            return view(pmapped(view(state, local), batch, key, view(frozen, local)), copies)
         if state.step.sharding != copies:  # once; else pmap would compile for the first call and again for the rest
             state = jax.device_put(state, copies)
-        return pmapped(state, batch, key)
+        return pmapped(state, batch, key, frozen)
 
     def view(tree: Any, sharding: NamedSharding) -> Any:
         """The same buffers under another sharding."""

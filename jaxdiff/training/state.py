@@ -24,7 +24,7 @@ class TrainState:
       ema_params: their moving average, the same tree; samples are drawn with these.
       opt_state: the optax state.
       posthoc: one more average a tracked width (`training.posthoc`), each the tree of params; none unless asked for.
-      loss_history: what loss-aware time sampling remembers (`losses.LossHistory`); () where times are drawn evenly.
+      objective: the objective's own state, such as the loss history of loss-aware times; () where it has none.
     """
 
     step: Any
@@ -32,11 +32,11 @@ class TrainState:
     ema_params: Any
     opt_state: Any
     posthoc: Any = ()
-    loss_history: Any = ()
+    objective: Any = ()
 
 
 def init_state(
-    params: Any, optimizer: "optax.GradientTransformation", tracked: int = 0, loss_history: Any = ()
+    params: Any, optimizer: "optax.GradientTransformation", tracked: int = 0, objective: Any = ()
 ) -> TrainState:
     """The state before the first step: the average starts at the parameters, in buffers of its own.
 
@@ -53,7 +53,7 @@ def init_state(
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         posthoc=tuple(jax.tree.map(jnp.copy, params) for _ in range(tracked)),
-        loss_history=loss_history,
+        objective=objective,
     )
 
 

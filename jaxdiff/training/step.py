@@ -5,19 +5,21 @@ axis name makes them so. Either way example i of the batch draws its noise from 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num
 
-from jaxdiff.losses import LossAware
 from jaxdiff.training.state import TrainState
+
+if TYPE_CHECKING:
+    from jaxdiff.objectives import Objective
 
 Batch = dict[str, Num[Array, "batch ..."]]
 Metrics = dict[str, Float[Array, ""]]
-LossFn = Callable[[Any, Batch, Key[Array, " batch"]], Float[Array, " batch"]]
+LossFn = Callable[[Any, Any, Batch, Key[Array, " batch"]], Float[Array, " batch"]]
 
 
 def example_keys(key: Key[Array, ""], step: Int[Array, ""] | int, rows: Int[Array, " batch"]) -> Key[Array, " batch"]:
@@ -58,6 +60,7 @@ def _loss_and_grads(
     loss_fn: LossFn,
     gather: Callable[[Any], Any],
     params: Any,
+    frozen: Any,
     batch: Batch,
     keys: Key[Array, " batch"],
     accumulate: int,
@@ -65,7 +68,7 @@ def _loss_and_grads(
     """The mean loss over the batch, its gradient, and each loss, in `accumulate` micro-batches of equal size."""
 
     def mean_loss(params: Any, batch: Batch, keys: Key[Array, " batch"]) -> tuple[jax.Array, jax.Array]:
-        losses = loss_fn(gather(params), batch, keys).astype(jnp.float32)
+        losses = loss_fn(gather(params), gather(frozen), batch, keys).astype(jnp.float32)
         return jnp.mean(losses * batch["weight"] if "weight" in batch else losses), losses
 
     def differentiate(batch: Batch, keys: Key[Array, " batch"]) -> tuple[Any, jax.Array]:
@@ -87,14 +90,13 @@ def _loss_and_grads(
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    objective: "Objective",
     optimizer: optax.GradientTransformation,
     ema: Callable[[Any, Any, Int[Array, ""]], Any],
     accumulate: int = 1,
     posthoc: Callable[[Any, Any, Int[Array, ""]], Any] = lambda averages, params, step: averages,
-    times: LossAware | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make step(state, batch, key) -> (state, metrics), to be compiled by `parallel.compile_step`.
+    """Make step(state, batch, key, frozen) -> (state, metrics), to be compiled by `parallel.compile_step`.
 
     The loss is averaged over the global batch once. A step whose loss or gradient norm is not finite leaves
     parameters, average and optimizer bit for bit as they were; only `step` moves on, so the next batch is another.
@@ -102,15 +104,13 @@ def make_train_step(
     accumulate * 6e-8 of the sum of the absolute terms.
 
     Args:
-      loss_fn: (params, batch, keys) -> [batch], one loss an example; `keys` has one key an example, and the batch has
-        "step" beside what came in, int32 [batch].
+      objective: its loss gets one key an example, and the batch with "step" beside what came in, int32 [batch], and
+        what its `draw` adds; the mean is that of batch["weight"] * loss where there are weights. Its state is
+        `TrainState.objective`, updated with the losses of the whole global batch, in the order of its rows.
       optimizer: an optax transformation.
       ema: (ema_params, params, step) -> ema_params, where step counts the steps before this one.
       accumulate: micro-batches a step, >= 1, each an equal part of the batch.
       posthoc: as `ema`, for the averages in `TrainState.posthoc`.
-      times: loss-aware time sampling, whose history is `TrainState.loss_history`; the batch then has "t" [batch], at
-        which loss_fn is to take its losses, and the mean is that of weight * loss. The history is updated with the
-        losses of the whole global batch, in the order of its rows.
 
     Returns:
       The step. `batch` needs "row", each example's index in the global batch; metrics are float32 scalars: loss,
@@ -123,7 +123,9 @@ def make_train_step(
     >>> import jax, jax.numpy as jnp, optax
     >>> from jaxdiff.training.state import init_state
     >>> sgd = optax.sgd(0.5)
-    >>> step = make_train_step(lambda w, batch, keys: (w - batch["x"]) ** 2, sgd, lambda ema, w, step: w)
+    >>> from jaxdiff.objectives import Objective
+    >>> square = Objective(lambda w, frozen, batch, keys: (w - batch["x"]) ** 2)
+    >>> step = make_train_step(square, sgd, lambda ema, w, step: w)
     >>> batch = {"x": jnp.ones(4), "row": jnp.arange(4)}
     >>> state, metrics = step(init_state(jnp.zeros(()), sgd), batch, jax.random.key(0))
     >>> float(state.params), float(metrics["loss"]), float(metrics["skipped"])
@@ -136,15 +138,16 @@ def make_train_step(
         state: TrainState,
         batch: Batch,
         key: Key[Array, ""],
+        frozen: Any = (),
         axis_name: str | None = None,
         gather: Callable[[Any], Any] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, batch["row"])
         batch = {**batch, "step": jnp.full_like(batch["row"], state.step)}
-        if times is not None:
-            keys, time_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-            batch["t"], batch["weight"] = times.sample(state.loss_history, time_keys)
-        loss, grads, losses = _loss_and_grads(loss_fn, gather, state.params, batch, keys, accumulate)
+        if objective.draw is not None:
+            keys, drawn = objective.draw(state.objective, jax.random.fold_in(key, state.step), keys, batch)
+            batch |= drawn
+        loss, grads, losses = _loss_and_grads(objective.loss, gather, state.params, frozen, batch, keys, accumulate)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
         grad_norm = optax.tree.norm(grads)
@@ -152,15 +155,15 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema(state.ema_params, params, state.step)
-        averages, history = posthoc(state.posthoc, params, state.step), state.loss_history
-        if times is not None:
-            seen = (batch["t"], losses)
+        averages, own = posthoc(state.posthoc, params, state.step), state.objective
+        if objective.update is not None:
+            seen = (batch, losses)
             everyone = gather(seen) if axis_name is None else jax.lax.all_gather(seen, axis_name, tiled=True)
-            history = times.update(history, *everyone)
+            own = objective.update(own, *everyone)
         after = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
-            (params, ema_params, opt_state, averages, history),
-            (state.params, state.ema_params, state.opt_state, state.posthoc, state.loss_history),
+            (params, ema_params, opt_state, averages, own),
+            (state.params, state.ema_params, state.opt_state, state.posthoc, state.objective),
         )
         metrics = {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - good.astype(jnp.float32)}
         return TrainState(state.step + 1, *after), metrics

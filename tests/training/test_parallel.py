@@ -108,7 +108,7 @@ def test_loss_aware_times_do_not_depend_on_the_layout(fsdp, mode, devices):
     times = loss_aware(4, history=2)
 
     def begin():
-        return init_state({"w": jnp.ones(8)}, SGD, loss_history=times.init())
+        return init_state({"w": jnp.ones(8)}, SGD, objective=times.init())
 
     def loss(params, batch, keys):
         return (jnp.square(batch["t"]) + (jax.random.key_data(keys)[:, 0] % 8)) * params["w"][0]
@@ -122,7 +122,7 @@ def test_loss_aware_times_do_not_depend_on_the_layout(fsdp, mode, devices):
         run = parallel.compile_step(step, abstract, mesh, layout[1])
         for n in range(3):
             state, _ = run(state, parallel.shard_batch(make_batch(n), mesh, layout[1]), jax.random.key(1))
-        ends.append(jax.device_get(state.loss_history))
+        ends.append(jax.device_get(state.objective))
     np.testing.assert_array_equal(ends[0].losses, ends[1].losses)
     np.testing.assert_array_equal(ends[0].counts, ends[1].counts)
     assert ends[0].counts.sum() == 3 * ROWS and len(np.unique(ends[0].losses)) == 8

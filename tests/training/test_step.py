@@ -133,7 +133,7 @@ def test_loss_aware_times_follow_the_loss_whatever_the_accumulation_and_restarts
         return w * batch["t"] ** 8 + 0.0 * batch["row"]
 
     optimizer, times, ends = optax.sgd(0.0), loss_aware(4, history=2, uniform_share=0.1), []
-    begin = init_state(jnp.ones(()), optimizer, loss_history=times.init())
+    begin = init_state(jnp.ones(()), optimizer, objective=times.init())
     for accumulate in (1, 4):
         step = compiled(make_train_step(by_time, optimizer, AVERAGE, accumulate, times=times))
         state = begin
@@ -145,7 +145,7 @@ def test_loss_aware_times_follow_the_loss_whatever_the_accumulation_and_restarts
                     state, _ = checkpoints.restore(begin)
         ends.append(state)
     assert_same_bits(*ends)
-    history = ends[0].loss_history
+    history = ends[0].objective
     assert int(history.counts.sum()) == 4 * ROWS and int(history.counts.argmax()) == 3 and int(history.counts[3]) > ROWS
     sizes = np.float32(np.arange(1, 5) / 4) ** 8
     np.testing.assert_allclose(history.losses, np.repeat(sizes[:, None], 2, axis=1), rtol=1e-6)

@@ -1,0 +1,36 @@
+"""Latents: an autoencoder's mean of each image, scaled to about unit variance."""
+
+from typing import Any
+
+import jax
+
+from jaxdiff.codecs.base import Codec
+from jaxdiff.codecs.pixels import pixels
+
+
+def latents(network: Any, shrink: int, channels: int, scale: float) -> Codec:
+    """x = scale mean(encoder(image)); its params are the autoencoder's.
+
+    Args:
+      network: a `jaxdiff.models.Autoencoder`.
+      shrink: pixels a side of one latent.
+      channels: of the latents.
+      scale: what latents are multiplied by.
+
+    Source: Rombach et al. 2022 (latent diffusion), section 3.1, and its released code for the scale.
+    """
+
+    def encode(params: Any, image: jax.Array) -> jax.Array:
+        x = pixels().encode(None, image)
+        return scale * network.apply({"params": params}, x, method="encode").mean
+
+    def decode(params: Any, x: jax.Array) -> jax.Array:
+        return network.apply({"params": params}, x / scale, method="decode")
+
+    def shape(image: tuple[int, int, int]) -> tuple[int, ...]:
+        return image[0] // shrink, image[1] // shrink, channels
+
+    def image_shape(x: tuple[int, ...]) -> tuple[int, int, int]:
+        return x[0] * shrink, x[1] * shrink, network.out_channels
+
+    return Codec(shape, image_shape, encode, decode)

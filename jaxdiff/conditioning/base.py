@@ -1,0 +1,51 @@
+"""The contract of a conditioner: what a network is told beside x_t and t, and how to say nothing."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+Cond = dict[str, jax.Array]
+"""By name, each [batch, ...]: label, text, mask, image, ...; {} for nothing."""
+
+
+class Conditioner(NamedTuple):
+    """One kind of condition.
+
+    Attributes:
+      spec: {name: shape and dtype of one example} of `cond`.
+      embed: (params, a batch of the data) -> cond; params are the conditioner's own.
+      null: (params, number of examples) -> the cond that says nothing, which dropout in training and guidance both use.
+      parse: (what the command line says, number of samples) -> a batch of what `embed` takes, NumPy.
+      groups: how many kinds of samples a default picture shows, a row each.
+    """
+
+    spec: dict[str, jax.ShapeDtypeStruct]
+    embed: Callable[[Any, dict[str, jax.Array]], Cond]
+    null: Callable[[Any, int], Cond]
+    parse: Callable[[Sequence[str], int], dict[str, np.ndarray]]
+    groups: int = 0
+
+
+def hidden(cond: Cond, null: Cond, hide: Bool[Array, " batch"]) -> Cond:
+    """The cond with the examples where `hide` replaced by the null condition."""
+
+    def choose(null: jax.Array, said: jax.Array) -> jax.Array:
+        return jnp.where(hide.reshape(hide.shape + (1,) * (said.ndim - 1)), null, said)
+
+    return jax.tree.map(choose, null, cond)
+
+
+def nothing() -> Conditioner:
+    """No condition: every sample is drawn from all the data."""
+
+    def parse(words: Sequence[str], num: int) -> dict[str, Any]:
+        del num
+        if words:
+            raise ValueError("the run has no classes")
+        return {}
+
+    return Conditioner({}, lambda params, batch: {}, lambda params, num: {}, parse)

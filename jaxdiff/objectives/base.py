@@ -1,0 +1,128 @@
+"""The contract of an objective: what a training step minimises, with a state and frozen networks of its own."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jaxtyping import Array
+
+from jaxdiff.conditioning import Cond, hidden
+from jaxdiff.diffusion import Recipe
+from jaxdiff.family import Family
+from jaxdiff.losses import LossAware, Stratified, TimeSampling, Weighting, stratified, uniform
+
+Batch = dict[str, jax.Array]
+
+
+class Objective(NamedTuple):
+    """A loss and what it needs beside the network; pure functions of arrays.
+
+    Attributes:
+      loss: (params, frozen, batch, keys [batch]) -> [batch]. The batch holds `image`, `step`, `row`, what the
+        conditioner embeds, and what `draw` added; example i uses keys[i] alone.
+      init: () -> the objective's own state, any pytree; saved and resumed like the rest.
+      draw: (state, step key, keys, batch) -> (keys, what is added to the batch), e.g. the times "t" [batch] and the
+        "weight" [batch] of each loss in the mean.
+      update: (state, batch, losses) -> state, with the drawn batch and the losses of the whole global batch.
+    """
+
+    loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]
+    init: Callable[[], Any] = tuple
+    draw: Callable[[Any, jax.Array, jax.Array, Batch], tuple[jax.Array, Batch]] | None = None
+    update: Callable[[Any, Batch, jax.Array], Any] | None = None
+
+
+class Setting(NamedTuple):
+    """What every objective is made of.
+
+    Attributes:
+      recipe: the network and the process.
+      weighting: of losses by noise level; None: 1.
+      times: how times are drawn.
+      hide: how often an example's condition is hidden.
+      dropout: whether the network has dropout.
+      batch_size: of the global batch.
+    """
+
+    recipe: Recipe
+    weighting: Weighting | None
+    times: TimeSampling | LossAware | Stratified
+    hide: float
+    dropout: bool
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveOptions:
+    """The options of an objective; a member of the family is a subclass."""
+
+    family: ClassVar[Family]
+    learned_variance: ClassVar[bool] = False
+    """Whether the network puts out a variance beside the prediction."""
+
+    def runs(self) -> dict[str, str]:
+        """{name: workdir} of other runs whose averages it takes: "start" is where training begins, others are frozen."""
+        return {}
+
+    def make(self, setting: Setting) -> Objective:
+        """The objective.
+
+        Raises:
+          ValueError: FIELD and why it cannot go with the setting.
+        """
+        raise NotImplementedError
+
+
+class Seen(NamedTuple):
+    """What a loss is made of: the network under its dropout, x_0, its condition, and one key an example for the rest."""
+
+    predict: Callable[..., Array]
+    x_0: Array
+    cond: Cond
+    keys: Array
+
+
+def seen(setting: Setting, params: Any, frozen: Any, batch: Batch, keys: Array) -> Seen:
+    """One key an example, split in three: for dropout, for hiding its condition, and for its time and noise."""
+    recipe = setting.recipe
+    dropout_keys, hide_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    cond = recipe.embed(frozen, batch)
+    if cond:
+        hide = jax.vmap(lambda key: jax.random.bernoulli(key, setting.hide))(hide_keys)
+        cond = hidden(cond, recipe.null(frozen, len(hide)), hide)
+
+    def predict(x_t: Array, t: Array, cond: Cond) -> Any:
+        keys = dropout_keys if setting.dropout else None
+        return recipe.network.apply({"params": params}, x_t, t, cond, dropout_keys=keys)
+
+    return Seen(predict, recipe.encode(frozen, batch["image"]), cond, noise_keys)
+
+
+def with_times(setting: Setting, loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]) -> Objective:
+    """The objective of a loss that takes its times from batch["t"] where they are there."""
+    times, schedule = setting.times, setting.recipe.schedule
+    if isinstance(times, LossAware):
+
+        def aware(state: Any, step_key: Array, keys: Array, batch: Batch) -> tuple[Array, Batch]:
+            del step_key, batch
+            keys, time_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+            t, weight = times.sample(state, time_keys)
+            return keys, {"t": t, "weight": weight}
+
+        return Objective(loss, times.init, aware, lambda state, batch, losses: times.update(state, batch["t"], losses))
+    if isinstance(times, Stratified):
+
+        def spread(state: Any, step_key: Array, keys: Array, batch: Batch) -> tuple[Array, Batch]:
+            del state
+            # Rows are folded into the step's key, 0 to batch_size - 1: this number is none of theirs.
+            offset_key = jax.random.fold_in(step_key, setting.batch_size)
+            return keys, {"t": times.base(stratified(offset_key, batch["row"], setting.batch_size), schedule)}
+
+        return Objective(loss, draw=spread)
+    return Objective(loss)
+
+
+def time_sampling(setting: Setting) -> TimeSampling:
+    """What a loss draws its times with where batch["t"] is not there."""
+    return setting.times if callable(setting.times) else uniform

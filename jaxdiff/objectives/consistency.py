@@ -1,0 +1,56 @@
+"""Consistency: a network for 1 to 4 steps, distilled from a run or tuned by the images alone."""
+
+import dataclasses
+from typing import Annotated, Any
+
+import jax
+
+from jaxdiff.diffusion import Guidance, denoiser
+from jaxdiff.losses import consistency_loss, narrowing
+from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, seen, time_sampling, with_times
+from jaxdiff.schema import Between
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency(ObjectiveOptions):
+    """A run tuned for sampling in 1 to 4 steps with lcm, see jaxdiff.losses.consistency_loss."""
+
+    start: str = ""
+    """Workdir of the run to begin with, of the same network and process."""
+    teacher: bool = True
+    """Distil that run; false: learn from the images alone."""
+    guidance: Annotated[float, Between(0, 1000)] = 1.0
+    """Classifier-free guidance scale of the teacher; 1 is none."""
+    halve_every: Annotated[int, Between(1, 10**9)] = 400
+    """Steps after which the gap between the two times is halved, from half of the way to the image on."""
+
+    def runs(self) -> dict[str, str]:
+        """Where training starts, and the teacher."""
+        return {"start": self.start, **({"teacher": self.start} if self.teacher else {})}
+
+    def make(self, setting: Setting) -> Objective:
+        """The objective."""
+        recipe, times = setting.recipe, time_sampling(setting)
+        if not self.start:
+            raise ValueError("objective.start is empty; name the workdir of the run to begin with")
+        if recipe.prediction == "x_0":
+            raise ValueError(
+                "objective consistency needs diffusion.prediction v, flow, edm or noise: "
+                "with 'x_0' a clean image does not stay as it is"
+            )
+        if setting.weighting is not None:
+            raise ValueError("objective consistency has its own weights; leave diffusion.weighting at simple")
+        guidance = None if self.guidance == 1 else Guidance(self.guidance)
+
+        def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
+            s = seen(setting, params, frozen, batch, keys)
+            teacher = None
+            if self.teacher:
+                away = recipe.null(frozen, len(keys)) if guidance else None
+                teacher = denoiser(recipe, frozen["teacher"], s.cond, guidance=guidance, away=away)
+            earlier = narrowing(1 + batch["step"] // self.halve_every)
+            how = {"schedule": recipe.schedule, "prediction": recipe.prediction, "earlier": earlier}
+            how |= {"teacher": teacher, "time_sampling": times, "t": batch.get("t"), "cond": s.cond}
+            return consistency_loss(s.keys, s.predict, s.x_0, **how)
+
+        return with_times(setting, loss)

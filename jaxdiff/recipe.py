@@ -1,0 +1,138 @@
+"""A config becomes parts, once and here: recipe, objective's setting, method; and what only they can check."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdiff.codecs import CODECS
+from jaxdiff.conditioning import CONDITIONERS
+from jaxdiff.config import Config, Sampling, decoded, make_schedule, times
+from jaxdiff.denoisers import THRESHOLDS, Denoiser
+from jaxdiff.diffusion import Guidance, Method, Recipe
+from jaxdiff.errors import UserError
+from jaxdiff.guidance import RULES
+from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
+from jaxdiff.models.winograd import prepared
+from jaxdiff.objectives import Objective, Setting
+from jaxdiff.samplers import SAMPLERS, Sampler
+
+PADDED_STEPS = 1000
+"""Steps that one compiled sampling program serves on a continuous schedule; more of them compile another."""
+
+
+def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: Sequence[str] = ()) -> Recipe:
+    """The parts of a config for images of a shape.
+
+    Raises:
+      UserError: the network does not fit the images.
+    """
+    diffusion, model = config.diffusion, config.model
+    codec = CODECS.build(diffusion.codec, decoded(CODECS, diffusion.codec, diffusion.codec_options))
+    shape = codec.shape(image_shape)
+    name, options = conditioner_of(config, class_names)
+    conditioner = CONDITIONERS.build(name, options)
+    try:
+        model.check(shape, conditioner.spec)
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
+    learned = config.objective.learned_variance
+    network = model.module(shape[-1] * (2 if learned else 1))
+    schedule = make_schedule(diffusion)
+    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned, _prepare(config))
+
+
+def _prepare(config: Config) -> Any:
+    return prepared if getattr(config.model, "winograd", False) else lambda params: {"params": params}
+
+
+def conditioner_of(config: Config, class_names: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a config's conditioner."""
+    if not config.model.num_classes:
+        return "nothing", {}
+    return "classes", {"num_classes": config.model.num_classes, "names": class_names}
+
+
+def check_data(config: Config, num_classes: int, num_devices: int) -> None:
+    """Refuses a config that does not fit the data's classes or the devices.
+
+    Raises:
+      UserError: what is wrong and what would be right.
+    """
+    wanted = config.model.num_classes
+    if wanted and wanted != num_classes:
+        has = f"has {num_classes} classes" if num_classes else "has no classes"
+        raise UserError(f"model.num_classes={wanted}, but {config.data.name} {has}; set it to {num_classes}")
+    if num_devices % config.parallel.fsdp:
+        raise UserError(f"parallel.fsdp={config.parallel.fsdp} must divide the {num_devices} devices")
+    unit = num_devices * config.train.accumulate
+    if config.train.batch_size % unit:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} must be a multiple of {unit} "
+            f"({num_devices} devices times accumulate {config.train.accumulate})"
+        )
+
+
+def make_objective(config: Config, recipe: Recipe) -> Objective:
+    """What a training step minimises.
+
+    Raises:
+      UserError: the objective cannot go with the rest of the config.
+    """
+    diffusion = config.diffusion
+    try:
+        weighting = WEIGHTINGS.build(
+            diffusion.weighting, decoded(WEIGHTINGS, diffusion.weighting, diffusion.weighting_options)
+        )
+        options = decoded(TIME_SAMPLINGS, diffusion.time_sampling, diffusion.time_sampling_options)
+        if diffusion.time_sampling == "loss_aware" and recipe.schedule.num_steps is None:
+            raise ValueError("time sampling loss_aware is of a discrete schedule's steps; choose linear, cosine, ...")
+        drawn = TIME_SAMPLINGS.build(diffusion.time_sampling, options, num_steps=recipe.schedule.num_steps)
+        dropout = bool(getattr(config.model, "dropout", 0.0))
+        setting = Setting(recipe, weighting, drawn, diffusion.class_dropout, dropout, config.train.batch_size)
+        return config.objective.make(setting)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False) -> Method:
+    """How samples are drawn: everything of `sampling`, on the run's schedule.
+
+    With trajectory the times are not padded, since every one of them is shown.
+
+    Raises:
+      UserError: an option that its member refuses.
+    """
+    schedule = make_schedule(config.diffusion)
+    most = schedule.num_steps or -(-sampling.steps // PADDED_STEPS) * PADDED_STEPS
+    options = decoded(SAMPLERS, sampling.sampler, sampling.sampler_options)
+    if sampling.sampler == "ddpm":
+        options = {"variance": sampling.variance, **options}
+
+    def sampler(eta: Any) -> Sampler:
+        return SAMPLERS.build(sampling.sampler, {**({} if sampling.eta is None else {"eta": eta}), **options})
+
+    threshold = None
+    if sampling.threshold != "none":
+        limits = decoded(THRESHOLDS, sampling.threshold, sampling.threshold_options)
+
+        def threshold(denoise: Denoiser) -> Denoiser:
+            return THRESHOLDS.build(sampling.threshold, limits, denoise, schedule=schedule)
+
+    guidance = None
+    if sampling.guidance != 1:
+        rule = decoded(RULES, sampling.guidance_rule, sampling.guidance_options)
+        guidance = Guidance(sampling.guidance, sampling.guidance_rule, rule)
+    try:
+        sampler(sampling.eta or 0.0)
+        if guidance is not None:  # what it refuses is said before anything is drawn
+            RULES.build(guidance.rule, guidance.options, _unseen, _unseen, guidance.scale, schedule=schedule)
+        grid = times(config, sampling, None if trajectory else most)
+        if threshold is not None:
+            threshold(_unseen)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"sampling: {error}") from None
+    return Method(sampler, grid, sampling.eta or 0.0, guidance, threshold)
+
+
+def _unseen(*unused: Any) -> Any:
+    raise AssertionError("a denoiser that is only handed around")
+
