@@ -1,4 +1,4 @@
-"""Members of families on the command line: `--model dit`, `--diffusion.schedule flow --diffusion.schedule_options.shift 3`.
+"""Members of families on the command line: `--model dit`, `--diffusion.schedule_options.shift 3`.
 
 tyro parses the fields of the dataclasses that it is given. Which dataclass a network or an objective is, and which
 options a member has, depends on names in the same command line: so these arguments are taken out first.

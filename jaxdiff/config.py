@@ -22,10 +22,6 @@ from jaxdiff.schema import Between, Options, decode, encode, out_of_range
 from jaxdiff.times import SPACINGS, time_grid
 
 
-def _none() -> Options:
-    return dataclasses.field(default_factory=dict)
-
-
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Which images to learn from."""
@@ -119,7 +115,7 @@ class Diffusion:
 
     schedule: str = "cosine"
     """Noise schedule, see jaxdiff.schedules: linear, cosine, flow, edm, ..."""
-    schedule_options: Options = _none()
+    schedule_options: Options = dataclasses.field(default_factory=dict)
     """Options of the schedule, such as shift of flow."""
     num_steps: Annotated[int, Between(1, 10_000)] = 1000
     """Steps T of a schedule that is a table; at most 10000, where float32 times are still exact."""
@@ -129,17 +125,17 @@ class Diffusion:
     """What the network puts out: noise, x_0, v, flow, score or edm, see jaxdiff.process."""
     weighting: str = "simple"
     """Loss weights by noise level, see jaxdiff.losses."""
-    weighting_options: Options = _none()
+    weighting_options: Options = dataclasses.field(default_factory=dict)
     """Options of the weighting, such as gamma of min_snr."""
     time_sampling: str = "uniform"
     """Which times to train at, see jaxdiff.losses: uniform, logit_normal, log_normal, loss_aware, ..."""
-    time_sampling_options: Options = _none()
+    time_sampling_options: Options = dataclasses.field(default_factory=dict)
     """Options of the time sampling, such as mean and std of logit_normal."""
     class_dropout: Annotated[float, Between(0, 1)] = 0.1
     """How often the condition is hidden in training, which guidance needs."""
     codec: str = "pixels"
     """What of an image is diffused, see jaxdiff.codecs."""
-    codec_options: Options = _none()
+    codec_options: Options = dataclasses.field(default_factory=dict)
     """Options of the codec."""
 
 
@@ -189,7 +185,7 @@ class Sampling:
 
     sampler: str = "ddim"
     """Sampling method, see jaxdiff.samplers."""
-    sampler_options: Options = _none()
+    sampler_options: Options = dataclasses.field(default_factory=dict)
     """Options of the method, such as order of unipc."""
     steps: Annotated[int, Between(1, 10_000)] = 50
     """Sampling steps."""
@@ -201,15 +197,15 @@ class Sampling:
     """Guidance scale: 1 is plain conditional sampling."""
     guidance_rule: str = "cfg"
     """How the condition is exaggerated, see jaxdiff.guidance: cfg, interval, rescaled, apg, autoguidance, ..."""
-    guidance_options: Options = _none()
+    guidance_options: Options = dataclasses.field(default_factory=dict)
     """Options of the rule, such as low and high of interval."""
     spacing: str = "trailing"
     """How the steps are spread over time: trailing, leading, linspace, quadratic, log_snr or karras."""
-    spacing_options: Options = _none()
+    spacing_options: Options = dataclasses.field(default_factory=dict)
     """Options of the spacing: t_min, rho."""
     threshold: str = "static"
     """Keep x_0 estimates in range: none, static (clipped) or dynamic (clipped to a percentile and rescaled)."""
-    threshold_options: Options = _none()
+    threshold_options: Options = dataclasses.field(default_factory=dict)
     """Options of the threshold: limit, percentile."""
 
 
@@ -236,7 +232,7 @@ class Config:
     data: Data = Data()
     model: NetworkOptions = Model()
     diffusion: Diffusion = Diffusion()
-    objective: ObjectiveOptions = Denoising()
+    objective: ObjectiveOptions = dataclasses.field(default_factory=Denoising)
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     sampling: Sampling = Sampling()
@@ -270,7 +266,9 @@ def make_schedule(diffusion: Diffusion) -> Schedule:
       ValueError: what cannot be, and what could.
     """
     given = {"num_steps": diffusion.num_steps}
-    schedule = SCHEDULES.build(diffusion.schedule, decoded(SCHEDULES, diffusion.schedule, diffusion.schedule_options), **given)
+    schedule = SCHEDULES.build(
+        diffusion.schedule, decoded(SCHEDULES, diffusion.schedule, diffusion.schedule_options), **given
+    )
     if not diffusion.zero_snr:
         return schedule
     if schedule.num_steps is None:
@@ -292,7 +290,11 @@ def decoded(family: Family, name: str, options: Options) -> Options:
 def times(config: Config, sampling: Sampling, max_steps: int | None = None) -> np.ndarray:
     """The time grid of sampling, padded to max_steps; see `jaxdiff.time_grid`."""
     return time_grid(
-        make_schedule(config.diffusion), sampling.steps, sampling.spacing, max_steps=max_steps, **sampling.spacing_options
+        make_schedule(config.diffusion),
+        sampling.steps,
+        sampling.spacing,
+        max_steps=max_steps,
+        **sampling.spacing_options,
     )
 
 

@@ -45,10 +45,10 @@ class Recipe(NamedTuple):
     network: Any
     conditioner: Conditioner
     codec: Codec
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     learned_variance: bool = False
     prepare: Callable[[Any], Any] = _variables
-    frozen: Mapping[str, Any] = {}  # noqa: RUF012
+    frozen: Mapping[str, Any] = {}
 
     def embed(self, frozen: Mapping[str, Any], batch: dict[str, jax.Array]) -> Cond:
         """The cond of a batch of the data."""
@@ -169,8 +169,9 @@ def make_draw(
 
     Returns:
       The function. `batch` is what the conditioner embeds, NumPy [num, ...]. Keywords: `away`, the batch that guidance
-      goes away from in place of the null cond; `weak`, parameters of autoguidance's worse model; `images`, uint8 [num, h, w, c], and `mask`, bool [num, h, w, 1], True where they stay
-      as they are: the walk starts at times[0] from their noised selves.
+      goes away from in place of the null cond; `weak`, parameters of autoguidance's worse model; `images`, uint8
+      [num, h, w, c], from whose noised selves the walk starts at times[0], and `mask`, bool [num, h, w, 1], True where
+      they stay as they are.
     """
     schedule = recipe.schedule
     batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -216,7 +217,7 @@ def make_draw(
         images: np.ndarray | None = None,
         mask: np.ndarray | None = None,
     ) -> Any:
-        scale = np.float32(method.guidance.scale if method.guidance else 1.0)
+        scale = np.asarray(method.guidance.scale if method.guidance else 1.0, np.float32)
         given = {name: value for name, value in (("image", images), ("mask", mask)) if value is not None}
         found = []
         for start in range(0, num, batch_size):
@@ -262,4 +263,3 @@ def whole(tree: Any) -> Any:
         processes.barrier_after_compiling("what makes the arrays")
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
-

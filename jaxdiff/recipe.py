@@ -110,12 +110,10 @@ def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False)
     def sampler(eta: Any) -> Sampler:
         return SAMPLERS.build(sampling.sampler, {**({} if sampling.eta is None else {"eta": eta}), **options})
 
-    threshold = None
-    if sampling.threshold != "none":
-        limits = decoded(THRESHOLDS, sampling.threshold, sampling.threshold_options)
+    limits = decoded(THRESHOLDS, sampling.threshold, sampling.threshold_options)
 
-        def threshold(denoise: Denoiser) -> Denoiser:
-            return THRESHOLDS.build(sampling.threshold, limits, denoise, schedule=schedule)
+    def threshold(denoise: Denoiser) -> Denoiser:
+        return THRESHOLDS.build(sampling.threshold, limits, denoise, schedule=schedule)
 
     guidance = None
     if sampling.guidance != 1:
@@ -126,8 +124,7 @@ def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False)
         if guidance is not None:  # what it refuses is said before anything is drawn
             RULES.build(guidance.rule, guidance.options, _unseen, _unseen, guidance.scale, schedule=schedule)
         grid = times(config, sampling, None if trajectory else most)
-        if threshold is not None:
-            threshold(_unseen)
+        threshold(_unseen)
     except (ValueError, TypeError) as error:
         raise UserError(f"sampling: {error}") from None
     return Method(sampler, grid, sampling.eta or 0.0, guidance, threshold)
@@ -135,4 +132,3 @@ def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False)
 
 def _unseen(*unused: Any) -> Any:
     raise AssertionError("a denoiser that is only handed around")
-

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.arguments import options_field
+from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.config import Config, Sampling, flat, validate
 from jaxdiff.config_files import read_run
 from jaxdiff.denoisers import THRESHOLDS
@@ -234,7 +234,8 @@ def _given(request: Request, opened: Opened, num: int) -> tuple[dict[str, Any], 
     Raises:
       UserError: an image or a mask of another size, or a strength that is none.
     """
-    h, w, c = (*opened.recipe.codec.image_shape(opened.recipe.shape),)
+    assert request.init_image is not None
+    h, w, c = opened.recipe.codec.image_shape(opened.recipe.shape)
     image = pictures.read_image(request.init_image, c)
     if image.shape[:2] != (h, w):
         raise UserError(f"--init-image {request.init_image} is {image.shape[1]}x{image.shape[0]}; it must be {w}x{h}")

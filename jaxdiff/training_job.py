@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxdiff import pictures
 from jaxdiff.config import Config, flat

@@ -16,7 +16,7 @@ class Codec(NamedTuple):
       decode: (params, x) -> float [batch, h, w, c], an image's range being [-1, 1].
     """
 
-    shape: Callable[[tuple[int, int, int]], tuple[int, ...]]
-    image_shape: Callable[[tuple[int, ...]], tuple[int, int, int]]
+    shape: Callable[[tuple[int, int, int]], tuple[int, int, int]]
+    image_shape: Callable[[tuple[int, int, int]], tuple[int, int, int]]
     encode: Callable[[Any, jax.Array], jax.Array]
     decode: Callable[[Any, jax.Array], jax.Array]

@@ -27,10 +27,10 @@ def latents(network: Any, shrink: int, channels: int, scale: float) -> Codec:
     def decode(params: Any, x: jax.Array) -> jax.Array:
         return network.apply({"params": params}, x / scale, method="decode")
 
-    def shape(image: tuple[int, int, int]) -> tuple[int, ...]:
+    def shape(image: tuple[int, int, int]) -> tuple[int, int, int]:
         return image[0] // shrink, image[1] // shrink, channels
 
-    def image_shape(x: tuple[int, ...]) -> tuple[int, int, int]:
+    def image_shape(x: tuple[int, int, int]) -> tuple[int, int, int]:
         return x[0] * shrink, x[1] * shrink, network.out_channels
 
     return Codec(shape, image_shape, encode, decode)

@@ -39,9 +39,8 @@ def recipe_of(pipeline: Pipeline, shape: tuple[int, int, int]) -> Recipe:
     """
     scheduler, vae = pipeline.scheduler, pipeline.vae.network
     codec = latents(vae, 2 ** (len(vae.channel_mults) - 1), shape[-1], pipeline.scale)
-    conditioner = text(
-        pipeline.text.network, lambda texts: pipeline.tokenizer(texts, pipeline.max_tokens), pipeline.text.network.features
-    )
+    encoder, tokenizer = pipeline.text.network, pipeline.tokenizer
+    conditioner = text(encoder, lambda texts: tokenizer(list(texts), pipeline.max_tokens), encoder.features)
     return Recipe(
         scheduler.walk,
         scheduler.prediction,

@@ -46,7 +46,9 @@ def _uniform() -> TimeSampling:
 def _stratified(base: str = "uniform", **options: Any) -> Stratified:
     """Another sampling's times, evenly spread over each batch (Kingma et al. 2021, VDM, appendix I.1)."""
     if base in ("stratified", "loss_aware"):
-        raise ValueError(f"stratified has no base {base!r}; it spreads uniform, uniform_log_snr, log_normal, logit_normal")
+        raise ValueError(
+            f"stratified has no base {base!r}; it spreads uniform, uniform_log_snr, log_normal, logit_normal"
+        )
     return Stratified(TIME_SAMPLINGS.build(base, options))
 
 

@@ -62,7 +62,7 @@ class ObjectiveOptions:
     """Whether the network puts out a variance beside the prediction."""
 
     def runs(self) -> dict[str, str]:
-        """{name: workdir} of other runs whose averages it takes: "start" is where training begins, others are frozen."""
+        """{name: workdir} of other runs whose averages it takes: training begins at "start", others are frozen."""
         return {}
 
     def make(self, setting: Setting) -> Objective:
@@ -75,7 +75,7 @@ class ObjectiveOptions:
 
 
 class Seen(NamedTuple):
-    """What a loss is made of: the network under its dropout, x_0, its condition, and one key an example for the rest."""
+    """What a loss is made of: the network under its dropout, x_0, its condition, and a key an example for the rest."""
 
     predict: Callable[..., Array]
     x_0: Array

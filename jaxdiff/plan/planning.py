@@ -154,7 +154,9 @@ def state_bytes(abstract: Any) -> int:
 
 def step_flops(program: Program) -> int:
     """Of one step, over all devices."""
-    return count_flops(program.plain_step, program.abstract, program.batch, program.keys["train"], program.abstract_frozen)
+    return count_flops(
+        program.plain_step, program.abstract, program.batch, program.keys["train"], program.abstract_frozen
+    )
 
 
 def with_batch(config: Config, batch_size: int) -> Config:

@@ -10,9 +10,8 @@ import jax
 from jaxdiff.config import Config, times
 from jaxdiff.config_files import to_json
 from jaxdiff.plan.compiling import Compiled
-from jaxdiff.plan.flops import count_flops
 from jaxdiff.plan.memory import step_memory
-from jaxdiff.plan.planning import Change, Plan
+from jaxdiff.plan.planning import Change, Plan, step_flops
 from jaxdiff.program import Program
 from jaxdiff.schema import encode
 from jaxdiff.training.sources import open_dataset
@@ -23,7 +22,7 @@ def describe(config: Config) -> str:
     data, batch_size = config.data, config.train.batch_size
     source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
     program = Program(config, source)
-    flops = count_flops(program.plain_step, program.abstract, program.batch, program.keys["train"], program.abstract_frozen)
+    flops = step_flops(program)
     memory = step_memory(program.lower().compile())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
     grid = " ".join(f"{t:.3f}" for t in times(config, config.sampling))
