@@ -169,9 +169,8 @@ def build_denoiser(
         """Of len(texts) rows an image, side by side, one under each text."""
 
         def predict(x_t: Array, t: Array, cond: Any) -> Array:
-            return pipeline.unet.network.apply(
-                {"params": params}, x_t, t, jnp.tile(cond, (len(x_t) // len(cond), 1, 1))
-            )
+            text = jnp.tile(cond, (len(x_t) // len(cond), 1, 1))
+            return pipeline.unet.network.apply({"params": params}, x_t, t, {"text": text})
 
         return scheduler.denoiser(predict, texts)
 

@@ -1,5 +1,6 @@
 """Dataclasses as the schema of JSON: data from outside becomes a value of the declared type, or one clear line."""
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -15,7 +16,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
 
     Args:
       kind: a dataclass, whose fields may leave out what has a default; bool, int, float, str; a Literal; a tuple
-        of any length, or a dict by strings, of one of these; one of these or None.
+        of any length, or a dict by strings, of one of these; several of these, or None.
       value: what `json.loads` returned, or `dataclasses.asdict` (tuples are lists).
       name: how errors call it.
 
@@ -24,6 +25,8 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
 
     >>> decode(tuple[int, ...], [1, 2])
     (1, 2)
+    >>> decode(int | tuple[int, ...] | None, [4, 8]), decode(int | tuple[int, ...] | None, 4)
+    ((4, 8), 4)
     >>> decode(Literal["mesh", "pmap"], "xmap", "parallel.mode")
     Traceback (most recent call last):
     ...
@@ -38,7 +41,12 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
         return make(**{key: decode(kinds[key], item, f"{name}{key}.") for key, item in value.items()})
     name, origin, options = name.rstrip("."), typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else decode(options[0], value, name)
+        if value is None and types.NoneType in options:
+            return None
+        for option in options[1:]:
+            with contextlib.suppress(UserError):
+                return decode(option, value, name)
+        return decode(options[0], value, name)
     if origin is Literal and value in options:
         return value
     if origin is tuple and isinstance(value, list | tuple):
