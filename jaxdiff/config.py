@@ -13,7 +13,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.family import Family
 from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
-from jaxdiff.models.network import NetworkOptions
+from jaxdiff.models import Model, NetworkOptions
 from jaxdiff.objectives import Denoising, ObjectiveOptions
 from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
@@ -38,75 +38,6 @@ class Data:
     """Bring images to this many pixels a side, or height and width; None keeps their size, then one for all."""
     on_error: Literal["stop", "substitute"] = "stop"
     """What a corrupt image does: stop the run with its name, or give its place to the next good one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Model(NetworkOptions):
-    """The U-Net, see jaxdiff.models.UNet."""
-
-    def check(self, shape, cond):
-        from jaxdiff.models import check
-
-        check(self.module(shape[-1]), shape)
-
-    def module(self, out_channels):
-        from jaxdiff.models import UNet
-
-        return _Dict(UNet(out_channels=out_channels, **vars(self)))
-
-    patch: int = 1
-    """Side of the squares of pixels that the network sees as one pixel each; 2 makes it four times cheaper."""
-    channels: int = 128
-    """Channels at full resolution, a multiple of 4."""
-    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
-    """Channels of each level as multiples; each level has half the resolution of the one before."""
-    blocks: int = 2
-    """Residual blocks a level."""
-    attention_resolutions: tuple[int, ...] = (16,)
-    """Heights, in pixels (with patch, in patches), at which there is self-attention."""
-    head_dim: int | None = None
-    """Channels an attention head; None for a single head."""
-    num_heads: int | None = None
-    """Attention heads at any width, in place of head_dim."""
-    dropout: float = 0.0
-    """Dropout rate in residual blocks."""
-    num_classes: int = 0
-    """Classes to condition on; 0 for an unconditional model."""
-    time_injection: Literal["add", "scale_shift"] = "add"
-    """How time enters: added (DDPM) or as scale and shift (ADM)."""
-    resample: Literal["conv", "resblock"] = "conv"
-    """Strided convolutions (DDPM) or resampling residual blocks (ADM)."""
-    downsample_padding: Literal["end", "both"] = "end"
-    """Padding of strided convolutions: after the image (DDPM) or around it (ADM)."""
-    norm_groups: int | None = None
-    """Groups of every GroupNorm; None for as many as divide the channels, up to 32 and no less than 4 wide."""
-    norm_eps: float = 1e-6
-    """Epsilon of every GroupNorm."""
-    frequency_shift: Literal[1, 0] = 1
-    """Time embedding's lowest frequency: 1 as DDPM, 0 as ADM."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What to compute in; parameters are float32."""
-    remat: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
-    winograd: bool = False
-    """Convolve by Winograd's algorithm: quicker on CPUs, for nothing else."""
-
-
-class _Dict:
-    def __init__(self, net):
-        self.net = net
-
-    def __getattr__(self, name):
-        return getattr(self.net, name)
-
-    def apply(self, variables, x, t, cond=None, dropout_keys=None):
-        return self.net.apply(variables, x, t, (cond or {}).get("label"), dropout_keys=dropout_keys)
-
-    def init(self, key, x, t, cond=None):
-        return self.net.init(key, x, t, (cond or {}).get("label"))
-
-
-NetworkOptions.family = Family("network", {"unet": Model})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +161,7 @@ class Config:
     plugins: tuple[str, ...] = ()
     """Files of members of one's own that were named by --plugin; noted here, and never run from here."""
     data: Data = Data()
-    model: NetworkOptions = Model()
+    model: NetworkOptions = dataclasses.field(default_factory=Model)
     diffusion: Diffusion = Diffusion()
     objective: ObjectiveOptions = dataclasses.field(default_factory=Denoising)
     optimizer: Optimizer = Optimizer()

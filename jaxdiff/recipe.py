@@ -11,7 +11,6 @@ from jaxdiff.diffusion import Guidance, Method, Recipe
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
-from jaxdiff.models.winograd import prepared
 from jaxdiff.objectives import Objective, Setting
 from jaxdiff.samplers import SAMPLERS, Sampler
 
@@ -37,11 +36,7 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: 
     learned = config.objective.learned_variance
     network = model.module(shape[-1] * (2 if learned else 1))
     schedule = make_schedule(diffusion)
-    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned, _prepare(config))
-
-
-def _prepare(config: Config) -> Any:
-    return prepared if getattr(config.model, "winograd", False) else lambda params: {"params": params}
+    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned)
 
 
 def conditioner_of(config: Config, class_names: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
@@ -86,7 +81,7 @@ def make_objective(config: Config, recipe: Recipe) -> Objective:
         if diffusion.time_sampling == "loss_aware" and recipe.schedule.num_steps is None:
             raise ValueError("time sampling loss_aware is of a discrete schedule's steps; choose linear, cosine, ...")
         drawn = TIME_SAMPLINGS.build(diffusion.time_sampling, options, num_steps=recipe.schedule.num_steps)
-        dropout = bool(getattr(config.model, "dropout", 0.0))
+        dropout = config.model.dropout > 0
         setting = Setting(recipe, weighting, drawn, diffusion.class_dropout, dropout, config.train.batch_size)
         return config.objective.make(setting)
     except ValueError as error:

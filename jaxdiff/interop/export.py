@@ -16,8 +16,9 @@ from jaxdiff.interop.latent import Part
 from jaxdiff.interop.scheduler_fields import VERSION
 from jaxdiff.interop.schedulers import scheduler_config
 from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS
-from jaxdiff.models import Autoencoder, TextEncoder, TextUNet, UNet
+from jaxdiff.models import Autoencoder, TextEncoder, UNet
 from jaxdiff.models.layers import group_count
+from jaxdiff.models.unet import attends, num_heads
 from jaxdiff.schedules import Schedule
 
 _FLAX_ONLY = ("use_memory_efficient_attention", "split_head_dim")  # options that the torch class never had
@@ -60,7 +61,8 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
     widths = [network.channels * mult for mult in network.channel_mults]
     sums = [a + b for a in widths for b in widths]
     groups = {network.norm_groups} if network.norm_groups else {group_count(width) for width in (*widths, *sums)}
-    heads = {width // network.num_heads for width in widths} if network.num_heads else {network.head_dim}
+    dims = {width // num_heads(network, i) for i, width in enumerate(widths)}
+    heads = dims if network.num_heads else {network.head_dim}
     problems = []
     if network.patch > 1:
         problems.append(f"patches of {network.patch} (train with model.patch=1)")
@@ -71,7 +73,7 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
     if problems:
         raise UserError(f"diffusers has no UNet2DModel like this: {'; '.join(problems)}")
     height, width, channels = image_shape
-    attends = [height >> i in network.attention_resolutions for i in range(len(widths))]
+    attended = [attends(network, i, height >> i) for i in range(len(widths))]
     resnet = network.resample == "resblock"
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
     return {
@@ -82,8 +84,8 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
         "out_channels": network.out_channels,
         "freq_shift": network.frequency_shift,
         "flip_sin_to_cos": False,
-        "down_block_types": ["AttnDownBlock2D" if attend else plain[0] for attend in attends],
-        "up_block_types": ["AttnUpBlock2D" if attend else plain[1] for attend in reversed(attends)],
+        "down_block_types": ["AttnDownBlock2D" if attend else plain[0] for attend in attended],
+        "up_block_types": ["AttnUpBlock2D" if attend else plain[1] for attend in reversed(attended)],
         "block_out_channels": widths,
         "layers_per_block": network.blocks,
         "downsample_padding": int(network.downsample_padding == "both"),
@@ -143,7 +145,7 @@ def export_part(part: Part, folder: os.PathLike | str) -> None:
     """
     params, network = jax.tree.map(np.asarray, part.params), part.network
     stem, prefix, kind = DIFFUSERS[0], "", type(network).__name__
-    if isinstance(network, TextUNet):
+    if isinstance(network, UNet):
         kind = "UNet2DConditionModel"
         table = names.diffusers_table(params, len(network.channel_mults), text=True)
         cos_first = part.config["flip_sin_to_cos"]

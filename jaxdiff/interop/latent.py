@@ -18,7 +18,7 @@ from jaxdiff.interop.diffusers import replace_time_kernel
 from jaxdiff.interop.options import fill
 from jaxdiff.interop.schedulers import read_json
 from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS, read_weights
-from jaxdiff.models import Autoencoder, TextEncoder, TextUNet
+from jaxdiff.models import Autoencoder, TextEncoder, UNet
 
 _UNET: dict[str, Any] = {  # of UNet2DConditionModel 0.42, and two of the Flax class
     "sample_size": None,
@@ -42,7 +42,7 @@ _UNET: dict[str, Any] = {  # of UNet2DConditionModel 0.42, and two of the Flax c
     "use_memory_efficient_attention": False,
     "split_head_dim": False,
 }
-_UNET_ONLY: dict[str, tuple] = {  # what TextUNet has no other form of
+_UNET_ONLY: dict[str, tuple] = {  # what our U-Net has no other form of
     "center_input_sample": (False,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "only_cross_attention": (False,),
@@ -132,14 +132,14 @@ class Part:
 
 
 def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
-    """A UNet2DConditionModel (or the Flax class of that name) as a `TextUNet`.
+    """A UNet2DConditionModel (or the Flax class of that name) as a `UNet` under a text.
 
     Args:
       folder: holds config.json and the weights, see `weights.read_weights`.
       sharding: see `names.load`.
 
     Raises:
-      UserError: no such model, options that TextUNet does not have, tensors that do not fit; all of them.
+      UserError: no such model, options that `UNet` does not have, tensors that do not fit; all of them.
     """
     part = _read(folder, text_unet, DIFFUSERS, sharding)
     shift = part.network.frequency_shift
@@ -174,7 +174,7 @@ def _abstract(network: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32) 
     return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
 
 
-def text_unet(config: Mapping[str, Any]) -> tuple[TextUNet, dict[str, Any], Any, names.Table]:
+def text_unet(config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any], Any, names.Table]:
     """A UNet2DConditionModel config -> our network, the full config, the parameters' shapes and their names.
 
     Raises:
@@ -196,12 +196,12 @@ def text_unet(config: Mapping[str, Any]) -> tuple[TextUNet, dict[str, Any], Any,
         problems.append(f"attention_head_dim={c['attention_head_dim']!r} does not divide {bad} channels")
     whole = {name: c[name] for name in ("cross_attention_dim", "in_channels", "out_channels")}
     _refuse_unless_natural("UNet2DConditionModel", whole, problems)
-    network = TextUNet(
+    network = UNet(
         out_channels=c["out_channels"],
         channels=channels,
         channel_mults=tuple(width // channels for width in c["block_out_channels"]),
         blocks=c["layers_per_block"],
-        attends=attends,
+        attention_levels=tuple(i for i, attend in enumerate(attends) if attend),
         num_heads=tuple(heads),
         downsample_padding=("end", "both")[c["downsample_padding"]],
         norm_groups=c["norm_num_groups"],

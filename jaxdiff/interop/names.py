@@ -53,7 +53,7 @@ def diffusers_table(params: Any, levels: int, text: bool = False) -> Table:
     Args:
       params: our tree, of arrays or ShapeDtypeStructs.
       levels: of the network; theirs counts the way up from the deepest.
-      text: whether its attention is that of TextUNet.
+      text: whether it attends to a text.
     """
     inner = {**_BLOCK, **(_PIXEL_TRANSFORMER if text else _SELF_ATTENTION)}
     whole = {

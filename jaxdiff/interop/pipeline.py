@@ -29,7 +29,7 @@ class Pipeline:
     """Text to image: a tokenizer and a text encoder, a U-Net on latents, and what makes images of them.
 
     Attributes:
-      unet: a `TextUNet`.
+      unet: a `UNet` under a text.
       vae: an `Autoencoder`.
       text: a `TextEncoder`.
       tokenizer: of its texts.

@@ -27,7 +27,7 @@ class _Told(NamedTuple):
     def apply(self, variables: Any, x_t: jax.Array, t: jax.Array, cond: Cond, dropout_keys: None = None) -> Any:
         """As `network.apply`."""
         del dropout_keys
-        return self.network.apply(variables, x_t, scheduler_steps.seen(self.config, t), cond["text"])
+        return self.network.apply(variables, x_t, scheduler_steps.seen(self.config, t), cond)
 
 
 def recipe_of(pipeline: Pipeline, shape: tuple[int, int, int]) -> Recipe:

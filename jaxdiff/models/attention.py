@@ -14,11 +14,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxdiff.models.layers import ZEROS, Image, Norm, fan_average, group_norm
 
 Features = Float[Array, "batch tokens features"]
+Others = Float[Array, "batch others width"]
+Mask = Bool[Array, "batch others"] | None  # which of the others count; None: all
 
 
 def layer_norm(x: Features, name: str) -> Features:
@@ -43,7 +45,7 @@ class Attention(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x: Features, context: Float[Array, "batch others width"]) -> Features:
+    def __call__(self, x: Features, context: Others, mask: Mask = None) -> Features:
         """Attend from x to the context, which may be x itself."""
         batch, tokens, features = x.shape
 
@@ -52,7 +54,8 @@ class Attention(nn.Module):
             return dense(source).reshape(batch, source.shape[1], self.heads, features // self.heads)
 
         query, key, value = project("query", x), project("key", context), project("value", context)
-        y = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        seen = None if mask is None else mask[:, None, None, :]
+        y = jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=self.causal)
         y = y.reshape(batch, tokens, features)
         return nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="proj")(y)
 
@@ -69,12 +72,12 @@ class CrossBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Features, context: Float[Array, "batch others width"]) -> Features:
+    def __call__(self, x: Features, context: Others, mask: Mask = None) -> Features:
         """Apply the block to x under the context."""
         features = x.shape[-1]
         y = layer_norm(x, "norm1")
         x += Attention(self.heads, self.dtype, name="self_attention")(y, y)
-        x += Attention(self.heads, self.dtype, name="cross_attention")(layer_norm(x, "norm2"), context)
+        x += Attention(self.heads, self.dtype, name="cross_attention")(layer_norm(x, "norm2"), context, mask)
         y = layer_norm(x, "norm3")
         y = nn.Dense(8 * features, dtype=self.dtype, kernel_init=fan_average, name="dense1")(y)
         y, gate = jnp.split(y, 2, axis=-1)
@@ -90,19 +93,19 @@ class PixelTransformer(nn.Module):
     Attributes:
       heads: attention heads.
       dtype: compute dtype.
-      groups: of the norm, whose epsilon is 1e-6.
+      groups: of the norm, whose epsilon is 1e-6; None for those of `group_count`.
     """
 
     heads: int
     dtype: Any
-    groups: int
+    groups: int | None
 
     @nn.compact
-    def __call__(self, x: Image, context: Float[Array, "batch others width"]) -> Image:
+    def __call__(self, x: Image, context: Others, mask: Mask = None) -> Image:
         """Apply the block to the pixels of x under the context."""
         batch, h, w, c = x.shape
         y = group_norm(x, "norm", Norm(self.groups, 1e-6)).reshape(batch, h * w, c)
         y = nn.Dense(c, dtype=self.dtype, kernel_init=fan_average, name="proj_in")(y)
-        y = CrossBlock(self.heads, self.dtype, name="block")(y, context)
+        y = CrossBlock(self.heads, self.dtype, name="block")(y, context, mask)
         y = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="proj_out")(y)
         return x + y.reshape(x.shape)

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
+from jaxdiff.models.conditions import VECTORS, Cond, by_name
 from jaxdiff.models.winograd import Conv3x3
 
 TimeInjection = Literal["add", "scale_shift"]
@@ -233,28 +234,57 @@ class UpsampleConv(nn.Module):
         return y + bias.reshape(1, 1, 1, -1)
 
 
-class Embedding(nn.Module):
-    """What the blocks are conditioned on: an MLP of the time's sinusoids, plus a row a class. All float32.
+class Mlp(nn.Module):
+    """dense2(silu(dense1(x))), in float32.
 
     Attributes:
-      channels: the sinusoids; the embedding has 4 times as many features.
+      features: of both layers.
+      zero: start dense2 at zero.
+    """
+
+    features: int
+    zero: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch features"]:
+        """Apply both layers to x."""
+        x = nn.silu(nn.Dense(self.features, kernel_init=fan_average, name="dense1")(x))
+        return nn.Dense(self.features, kernel_init=ZEROS if self.zero else fan_average, name="dense2")(x)
+
+
+class Embedding(nn.Module):
+    """What the blocks are conditioned on: an MLP of the time's sinusoids, plus those of vectors, plus a row a class.
+
+    All float32. What a vector adds is zero at first, so that a network that was trained without it may go on with it.
+
+    Attributes:
+      channels: the sinusoids.
       num_classes: 0 for none; otherwise the table has one row more, the last, for "no class".
       frequency_shift: of `timestep_embedding`.
+      features: of the embedding; None for 4 times the sinusoids.
     """
 
     channels: int
     num_classes: int
     frequency_shift: int = 1
+    features: int | None = None
 
     @nn.compact
-    def __call__(self, t: Float[Array, " batch"], cond: Int[Array, " batch"] | None) -> Float[Array, "batch features"]:
-        """Embed times in [0, 1] and, if there are classes, labels in 0..num_classes."""
+    def __call__(self, t: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
+        """Embed times in [0, 1] and what cond has of label, pooled, guidance and r, see `jaxdiff.models.conditions`."""
+        cond = by_name(cond)
+        features = self.features or 4 * self.channels
         emb = timestep_embedding(t, self.channels, self.frequency_shift)
-        emb = nn.Dense(4 * self.channels, kernel_init=fan_average, name="dense1")(emb)
-        emb = nn.Dense(4 * self.channels, kernel_init=fan_average, name="dense2")(nn.silu(emb))
+        emb = nn.Dense(features, kernel_init=fan_average, name="dense1")(emb)
+        emb = nn.Dense(features, kernel_init=fan_average, name="dense2")(nn.silu(emb))
         if self.num_classes:
             init = nn.initializers.normal(1.0)
-            emb += nn.Embed(self.num_classes + 1, emb.shape[-1], embedding_init=init, name="classes")(cond)
+            emb += nn.Embed(self.num_classes + 1, features, embedding_init=init, name="classes")(cond["label"])
+        for name in VECTORS:
+            if name in cond:
+                value = cond[name].astype(jnp.float32)
+                value = timestep_embedding(value, self.channels, self.frequency_shift) if value.ndim == 1 else value
+                emb += Mlp(features, zero=True, name=name)(value)
         return emb
 
 

@@ -13,10 +13,14 @@ class NetworkOptions:
 
     Attributes:
       num_classes: labels are 0..num_classes, the last for "nothing said"; 0 for a network without classes.
+      dropout: rate; above 0 the network takes dropout_keys in training.
+      remat: compute activations again in the backward pass rather than keep them.
     """
 
     family: ClassVar[Family]
     num_classes: int = 0
+    dropout: float = 0.0
+    remat: bool = False
 
     def check(self, shape: tuple[int, ...], cond: Collection[str]) -> None:
         """Refuses what does not fit x of shape (h, w, c) and a cond of these names.

@@ -7,26 +7,94 @@ Parameter names follow the picture: `conv_in`, `embedding`, `down_{level}_block_
 last level to 0. With `patch` > 1, level 0 is the image with each patch of pixels as one pixel of many channels.
 """
 
-from typing import Literal
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from jaxdiff.models import conditions
+from jaxdiff.models.attention import PixelTransformer
+from jaxdiff.models.conditions import Cond
 from jaxdiff.models.layers import (
     Embedding,
     Keys,
     Norm,
-    Padding,
     ResBlock,
     SelfAttention,
-    TimeInjection,
     UpsampleConv,
     conv3x3,
     depth_to_space,
     group_norm,
     space_to_depth,
 )
+from jaxdiff.models.network import NetworkOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(NetworkOptions):
+    """The U-Net, see jaxdiff.models.UNet."""
+
+    patch: int = 1
+    """Side of the squares of pixels that the network sees as one pixel each; 2 makes it four times cheaper."""
+    channels: int = 128
+    """Channels at full resolution, a multiple of 4."""
+    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each level as multiples; each level has half the resolution of the one before."""
+    blocks: int = 2
+    """Residual blocks a level."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Heights, in pixels (with patch, in patches), at which there is self-attention."""
+    attention_levels: tuple[int, ...] | None = None
+    """Levels, from 0 at full resolution, that have attention at any height, in place of attention_resolutions."""
+    head_dim: int | None = None
+    """Channels an attention head; None for a single head."""
+    num_heads: int | tuple[int, ...] | None = None
+    """Attention heads at any width, or one number a level, in place of head_dim."""
+    dropout: float = 0.0
+    """Dropout rate in residual blocks."""
+    num_classes: int = 0
+    """Classes to condition on; 0 for an unconditional model."""
+    time_injection: Literal["add", "scale_shift"] = "add"
+    """How time enters: added (DDPM) or as scale and shift (ADM)."""
+    resample: Literal["conv", "resblock"] = "conv"
+    """Strided convolutions (DDPM) or resampling residual blocks (ADM)."""
+    downsample_padding: Literal["end", "both"] = "end"
+    """Padding of strided convolutions: after the image (DDPM) or around it (ADM)."""
+    norm_groups: int | None = None
+    """Groups of every GroupNorm; None for as many as divide the channels, up to 32 and no less than 4 wide."""
+    norm_eps: float = 1e-6
+    """Epsilon of every GroupNorm."""
+    frequency_shift: Literal[1, 0] = 1
+    """Time embedding's lowest frequency: 1 as DDPM, 0 as ADM."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What to compute in; parameters, norms, softmax, time embedding and output are float32."""
+    remat: bool = False
+    """Compute activations again in the backward pass rather than keep them."""
+
+    def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
+        """Refuse options that do not fit each other, the images or the conditions.
+
+        Args:
+          shape: of x, (h, w, c).
+          cond: names of the conditions, see `jaxdiff.models.conditions`.
+
+        Raises:
+          ValueError: what does not fit, and what would.
+
+        >>> Model(attention_resolutions=()).check((32, 32, 3), ["label"])
+        Traceback (most recent call last):
+        ...
+        ValueError: num_classes is 0; label must be None then, or num_classes the number of classes
+        """
+        check(self, shape)
+        conditions.check_names(cond, self.num_classes)
+
+    def module(self, out_channels: int) -> "UNet":
+        """The network of these options."""
+        return UNet(out_channels, **vars(self))
 
 
 class UNet(nn.Module):
@@ -34,31 +102,13 @@ class UNet(nn.Module):
 
     Down: at each level `blocks` residual blocks, each kept as a skip, then half the resolution, kept too.
     Middle: block, attention, block. Up: at each level `blocks + 1` residual blocks, each on [h, last skip],
-    then twice the resolution. Attention follows each block of a level whose height is in
-    `attention_resolutions`. The last layers of residual branches, of attention and of the network start at
-    zero, so that a new network predicts zero.
+    then twice the resolution. Attention follows each block of a level that attends: self-attention, or under a
+    text Stable Diffusion's transformer block, which attends to the text as well. The last layers of residual branches,
+    of attention and of the network start at zero, so that a new network predicts zero.
 
     Attributes:
       out_channels: channels of the prediction (twice the image's for a learned variance).
-      patch: side of the squares of pixels that level 0 sees as one pixel each: 2 makes a quarter of the products.
-      channels: channels at level 0, a multiple of 4.
-      channel_mults: channels of level i are channels * channel_mults[i].
-      blocks: residual blocks a level.
-      attention_resolutions: heights of the levels that have attention.
-      head_dim: channels an attention head; None for a single head.
-      num_heads: attention heads, at any width, in place of head_dim (Improved DDPM).
-      dropout: rate inside residual blocks; active where dropout_keys are given.
-      num_classes: 0 for an unconditional network; else labels are 0..num_classes, the last for "no class".
-      time_injection: "add" (DDPM) or "scale_shift" (ADM).
-      resample: "conv", strided and nearest + convolution (DDPM), or "resblock", inside residual blocks (ADM).
-      downsample_padding: of strided convolutions, "end" (DDPM: one row and column after the image) or "both" (ADM).
-      norm_groups: groups of every GroupNorm; None for as many as `group_count` finds.
-      norm_eps: epsilon of every GroupNorm, 1e-6 (DDPM) or 1e-5 (ADM).
-      frequency_shift: of the time embedding, 1 (DDPM) or 0 (ADM).
-      dtype: compute dtype; parameters, norms, softmax, time embedding and output are float32 in any case.
-      remat: recompute each block's inside in the backward pass rather than keep it.
-      winograd: compute 3x3 convolutions in another way, quicker on CPUs; the same parameters, and within 1e-5 the
-        same outputs.
+      (others): those of `Model`, where they are described.
 
     >>> import jax
     >>> net = UNet(3, channels=8, channel_mults=(1, 2), blocks=1, attention_resolutions=())
@@ -69,23 +119,24 @@ class UNet(nn.Module):
     """
 
     out_channels: int
-    patch: int = 1
-    channels: int = 128
-    channel_mults: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
-    head_dim: int | None = None
-    num_heads: int | None = None
-    dropout: float = 0.0
-    num_classes: int = 0
-    time_injection: TimeInjection = "add"
-    resample: Literal["conv", "resblock"] = "conv"
-    downsample_padding: Padding = "end"
-    norm_groups: int | None = None
-    norm_eps: float = 1e-6
-    frequency_shift: int = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    patch: int = Model.patch
+    channels: int = Model.channels
+    channel_mults: tuple[int, ...] = Model.channel_mults
+    blocks: int = Model.blocks
+    attention_resolutions: tuple[int, ...] = Model.attention_resolutions
+    attention_levels: tuple[int, ...] | None = Model.attention_levels
+    head_dim: int | None = Model.head_dim
+    num_heads: int | tuple[int, ...] | None = Model.num_heads
+    dropout: float = Model.dropout
+    num_classes: int = Model.num_classes
+    time_injection: Literal["add", "scale_shift"] = Model.time_injection
+    resample: Literal["conv", "resblock"] = Model.resample
+    downsample_padding: Literal["end", "both"] = Model.downsample_padding
+    norm_groups: int | None = Model.norm_groups
+    norm_eps: float = Model.norm_eps
+    frequency_shift: Literal[1, 0] = Model.frequency_shift
+    dtype: Literal["float32", "bfloat16"] = Model.dtype
+    remat: bool = Model.remat
     winograd: bool = False
 
     @nn.compact
@@ -93,7 +144,7 @@ class UNet(nn.Module):
         self,
         x: Float[Array, "batch h w c"],
         t: Float[Array, " batch"],
-        cond: Int[Array, " batch"] | None = None,
+        cond: Cond = None,
         *,
         dropout_keys: Keys = None,
     ) -> Float[Array, "batch h w out_channels"]:
@@ -102,17 +153,24 @@ class UNet(nn.Module):
         Args:
           x: noisy images, in about [-1, 1] at t = 0.
           t: noise time in [0, 1], one an image.
-          cond: labels in 0..num_classes, if and only if there are classes; one beyond the last gives NaN.
+          cond: conditions by name, see `jaxdiff.models.conditions`; integers alone are labels, floats alone a text.
+            A label if and only if there are classes; one beyond the last gives NaN.
           dropout_keys: one key an example; None turns dropout off.
 
         Returns:
           The prediction, float32.
 
         Raises:
-          ValueError: sizes that do not fit (see `check`); t or cond not [batch]; cond missing or not wanted.
+          ValueError: sizes that do not fit (see `check`); t not [batch]; conditions missing, unknown or misshapen.
         """
         check(self, x.shape[1:])
-        _check_inputs(self.num_classes, x, t, cond)
+        cond = conditions.by_name(cond)
+        conditions.check_names(cond, self.num_classes)
+        params = {} if self.is_initializing() else self.variables["params"]
+        channels = params["conv_in"]["kernel"].shape[2] // self.patch**2 if params else 0
+        conditions.check_arrays(cond, x, t, params, channels)
+        if "image" in cond:
+            x = jnp.concatenate([x, cond["image"].astype(x.dtype)], axis=-1)
         emb = Embedding(self.channels, self.num_classes, self.frequency_shift, name="embedding")(t, cond)
         last = len(self.channel_mults) - 1
 
@@ -121,21 +179,21 @@ class UNet(nn.Module):
         for i in range(last + 1):
             for j in range(self.blocks):
                 h = self._block(f"down_{i}_block_{j}", i, None, h, emb, dropout_keys)
-                h = self._attention(f"down_{i}_attention_{j}", h)
+                h = self._attention(f"down_{i}_attention_{j}", i, h, cond)
                 skips.append(h)
             if i < last:
                 h = self._resample("down", i, h, emb, dropout_keys)
                 skips.append(h)
 
         h = self._block("middle_block_0", last, None, h, emb, dropout_keys)
-        h = self._attention("middle_attention", h, always=True)
+        h = self._attention("middle_attention", last, h, cond, always=True)
         h = self._block("middle_block_1", last, None, h, emb, dropout_keys)
 
         for i in reversed(range(last + 1)):
             for j in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(f"up_{i}_block_{j}", i, None, h, emb, dropout_keys)
-                h = self._attention(f"up_{i}_attention_{j}", h)
+                h = self._attention(f"up_{i}_attention_{j}", i, h, cond)
             if i > 0:
                 h = self._resample("up", i, h, emb, dropout_keys)
 
@@ -149,12 +207,15 @@ class UNet(nn.Module):
         how = (self.time_injection, self.dropout, self.dtype, resample, self._norm(), self.winograd)
         return block(channels, *how, name=name)(h, emb, dropout_keys)
 
-    def _attention(self, name, h, always=False):
-        if not always and h.shape[1] not in self.attention_resolutions:
+    def _attention(self, name, level, h, cond, always=False):
+        if not always and not attends(self, level, h.shape[1]):
             return h
+        heads = num_heads(self, level)
+        if "text" in cond:
+            transformer = nn.remat(PixelTransformer) if self.remat else PixelTransformer
+            return transformer(heads, self.dtype, self.norm_groups, name=name)(h, cond["text"], cond.get("mask"))
         attention = nn.remat(SelfAttention) if self.remat else SelfAttention
-        head_dim = h.shape[-1] // self.num_heads if self.num_heads else self.head_dim
-        return attention(head_dim, self.dtype, self._norm(), name=name)(h)
+        return attention(h.shape[-1] // heads, self.dtype, self._norm(), name=name)(h)
 
     def _norm(self) -> Norm:
         return Norm(self.norm_groups, self.norm_eps)
@@ -168,22 +229,28 @@ class UNet(nn.Module):
         return UpsampleConv(h.shape[-1], self.dtype, name=name)(h)
 
 
-def _check_inputs(num_classes: int, x: Array, t: Array, cond: Array | None) -> None:
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t has shape {t.shape}; it must be one time an image, {x.shape[:1]}")
-    if num_classes and cond is None:
-        raise ValueError(f"this network has {num_classes} classes: pass cond ({num_classes} means no class)")
-    if cond is not None and not num_classes:
-        raise ValueError("this network has no classes (num_classes=0): cond must be None")
-    if cond is not None and (cond.shape != t.shape or not jnp.issubdtype(cond.dtype, jnp.integer)):
-        raise ValueError(f"cond is {cond.dtype}{list(cond.shape)}; it must be one integer an image")
+def attends(net: UNet | Model, level: int, height: int) -> bool:
+    """Whether a level whose images have that height has attention; the middle has it in any case."""
+    if net.attention_levels is None:
+        return height in net.attention_resolutions
+    return level in net.attention_levels
 
 
-def check(net: UNet, image_shape: tuple[int, ...]) -> None:
+def num_heads(net: UNet | Model, level: int) -> int:
+    """Attention heads of a level."""
+    if isinstance(net.num_heads, tuple):
+        return net.num_heads[level]
+    return net.num_heads or (net.channels * net.channel_mults[level] // net.head_dim if net.head_dim else 1)
+
+
+_MOST = {"patch": 64, "channels": 8192, "blocks": 64, "head_dim": 8192, "norm_groups": 8192, "num_classes": 1_000_000}
+
+
+def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
     """Refuse a network whose fields do not fit each other or the images.
 
     Args:
-      net: a UNet, or anything with its fields.
+      net: a UNet, or its options.
       image_shape: (h, w, c).
 
     Raises:
@@ -205,14 +272,25 @@ def check(net: UNet, image_shape: tuple[int, ...]) -> None:
             raise ValueError(f"{field} is {getattr(net, field)!r}; it must be one of {', '.join(map(str, choices))}")
     if not net.channel_mults or min(net.channel_mults) < 1:
         raise ValueError(f"channel_mults is {net.channel_mults}; it must be one or more positive integers")
+    for field, most in _MOST.items():
+        if (getattr(net, field) or 0) > most:
+            raise ValueError(f"{field} is {getattr(net, field)}; it must be at most {most}")
+    if len(net.channel_mults) > 10 or max(net.channel_mults) > 64:
+        raise ValueError(f"channel_mults is {net.channel_mults}; it must be at most 10 numbers of at most 64")
+    if not 1e-12 <= net.norm_eps <= 0.1:
+        raise ValueError(f"norm_eps is {net.norm_eps}; it must be in 1e-12..0.1")
     if net.channels < 4 or net.channels % 4:
         raise ValueError(f"channels is {net.channels}; it must be a multiple of 4 (groups of 4, sin and cos)")
-    for field, value in (("blocks", net.blocks), ("out_channels", net.out_channels), ("patch", net.patch)):
+    for field in ("blocks", "out_channels", "patch"):
+        value = getattr(net, field, 1)  # options have no out_channels
         if value < 1:
             raise ValueError(f"{field} is {value}; it must be at least 1")
     widths = [net.channels * mult for mult in net.channel_mults]
     for field, value in (("norm_groups", net.norm_groups), ("num_heads", net.num_heads)):
-        if value is not None and (value < 1 or any(width % value for width in widths)):
+        each = value if isinstance(value, tuple) else (value,) * len(widths)
+        if len(each) != len(widths):
+            raise ValueError(f"{field} is {value}; it must be one number, or one for each of {len(widths)} levels")
+        if any(n is not None and (n < 1 or width % n) for width, n in zip(widths, each, strict=True)):
             raise ValueError(f"{field} is {value}; it must divide the channels of every level, {widths}")
     if net.num_heads is not None and net.head_dim is not None:
         raise ValueError(f"num_heads is {net.num_heads} and head_dim {net.head_dim}; give one of them")
@@ -223,7 +301,7 @@ def check(net: UNet, image_shape: tuple[int, ...]) -> None:
     _check_resolutions(net, image_shape)
 
 
-def _check_resolutions(net: UNet, image_shape: tuple[int, ...]) -> None:
+def _check_resolutions(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(f"images have shape {tuple(image_shape)}; it must be (h, w, c), all positive")
     h, w, _ = image_shape
@@ -236,13 +314,24 @@ def _check_resolutions(net: UNet, image_shape: tuple[int, ...]) -> None:
             f"sides must be multiples of {unit}"
         )
     heights = [h // net.patch >> i for i in range(halvings + 1)]
+    if net.attention_levels is not None:
+        if net.attention_resolutions not in (Model.attention_resolutions, ()):
+            raise ValueError(
+                f"attention_levels is {net.attention_levels} and attention_resolutions {net.attention_resolutions}; "
+                "give one of them"
+            )
+        if any(not 0 <= level <= halvings for level in net.attention_levels):
+            raise ValueError(f"attention_levels is {net.attention_levels}; it must be of 0..{halvings}")
     absent = [r for r in net.attention_resolutions if r not in heights]
-    if absent:
+    if absent and net.attention_levels is None:
         raise ValueError(f"attention_resolutions {absent} never occur; the levels have heights {heights}")
     # The middle, at the last level, always attends.
     for i in range(halvings + 1):
         width = net.channels * net.channel_mults[i]
-        attends = i == halvings or heights[i] in net.attention_resolutions
-        if attends and net.head_dim is not None and (net.head_dim < 1 or width % net.head_dim):
+        if (
+            (i == halvings or attends(net, i, heights[i]))
+            and net.head_dim is not None
+            and (net.head_dim < 1 or width % net.head_dim)
+        ):
             where = f"the {width} channels at height {heights[i]}"
             raise ValueError(f"head_dim is {net.head_dim}; it must divide {where}")

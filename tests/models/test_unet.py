@@ -247,6 +247,16 @@ def test_patches_are_pixels_of_many_channels():
         np.testing.assert_array_equal(y[:, i::2, j::2], channels)
 
 
+def test_levels_say_where_to_attend_at_any_height_and_with_how_many_heads():
+    levels = SMALL.clone(attention_resolutions=(), attention_levels=(1,), num_heads=(1, 4))
+    heights = SMALL.clone(attention_resolutions=(4,), head_dim=4)  # 16 channels at level 1
+    np.testing.assert_array_equal(*(apply(net, trained(heights), X, T, COND) for net in (levels, heights)))
+    names = jax.eval_shape(levels.init, KEY, jnp.zeros((1, 6, 16, 3)), T[:1], COND[:1])["params"].keys()
+    assert {name for name in names if "attention" in name} == {
+        *("down_1_attention_0", "middle_attention", "up_1_attention_0", "up_1_attention_1")
+    }
+
+
 def test_images_need_not_be_square():
     x = jnp.zeros((1, 4, 8, 3))
     net = SMALL.clone(num_classes=0)
@@ -278,6 +288,13 @@ def test_images_need_not_be_square():
         ({"norm_groups": 3}, (8, 8, 3), r"must divide the channels of every level, \[8, 16\]"),
         ({"num_heads": 16}, (8, 8, 3), r"must divide the channels of every level, \[8, 16\]"),
         ({"num_heads": 2, "head_dim": 4}, (8, 8, 3), "give one of them"),
+        ({"num_heads": (2, 2, 2)}, (8, 8, 3), "one number, or one for each of 2 levels"),
+        ({"num_heads": (3, 2)}, (8, 8, 3), "must divide the channels"),
+        ({"attention_levels": (2,), "attention_resolutions": ()}, (8, 8, 3), r"must be of 0\.\.1"),
+        ({"attention_levels": (1,)}, (8, 8, 3), "give one of them"),
+        ({"blocks": 65}, (8, 8, 3), "at most 64"),
+        ({"channel_mults": (1, 65)}, (8, 8, 3), "at most 64"),
+        ({"norm_eps": 1.0}, (8, 8, 3), r"1e-12\.\.0\.1"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(changes, shape, right, unchecked_types):
