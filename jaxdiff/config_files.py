@@ -7,13 +7,14 @@ and nothing in it is ever executed.
 
 import dataclasses
 import json
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from jaxdiff.config import Config, flat, validate
-from jaxdiff.errors import UserError
-from jaxdiff.places import Place
+from jaxdiff.errors import UserError, command
+from jaxdiff.places import Place, expanded
 from jaxdiff.schema import decode, nearest
 
 _MAX_BYTES = 1 << 16  # of config.json
@@ -41,12 +42,12 @@ def load(name_or_path: str, folder: Path) -> Config:
     Raises:
       UserError: no such file (the nearest name is offered), or none that defines a Config.
     """
-    path = Path(name_or_path)
+    path = Path(expanded(name_or_path))
     if path.suffix != ".py":
         path = folder / f"{name_or_path}.py"
     names = sorted(p.stem for p in folder.glob("*.py"))
     beside = Path(f"{name_or_path}.py")
-    if not path.is_file() and path == Path(name_or_path):
+    if not path.is_file() and name_or_path.endswith(".py"):
         raise UserError(f"no file {name_or_path}")
     if not path.is_file() and beside.is_file():
         raise UserError(f"no config {name_or_path!r}; did you mean the file {beside}?")
@@ -54,16 +55,30 @@ def load(name_or_path: str, folder: Path) -> Config:
         hint = f"; did you mean {nearest(name_or_path, names)!r}? (there are {', '.join(names)})" if names else ""
         raise UserError(f"no config {name_or_path!r}{hint}")
     scope: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
+    sys.path.insert(0, str(path.parent.resolve()))  # where Python, too, looks first for what a script imports
     try:
-        exec(compile(path.read_text(), str(path), "exec"), scope)
-    except (SyntaxError, TypeError, NameError, ImportError, AttributeError) as error:
+        exec(compile(path.read_bytes(), str(path), "exec"), scope)  # bytes: the file may say how it is encoded
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        where = f" (line {lines[-1]})" if lines else ""
+        beside = [frame for frame in frames if Path(frame.filename).resolve().parent == path.parent.resolve()]
+        where = f" ({Path(beside[-1].filename).name}, line {beside[-1].lineno})" if beside else ""
         raise UserError(f"{path} does not run{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
     if not isinstance(scope.get("config"), Config):
         raise UserError(f"{path} must define config = Config(...)")
     return scope["config"]
+
+
+def expand_paths(config: Config) -> Config:
+    """The config with ~ expanded wherever it names a folder."""
+    data, start = config.data, expanded(config.consistency.start)
+    return dataclasses.replace(
+        config,
+        workdir=expanded(config.workdir),
+        data=dataclasses.replace(data, path=expanded(data.path)),
+        consistency=dataclasses.replace(config.consistency, start=start),
+    )
 
 
 UNTRAINED = ("seed", "data.", "optimizer.", "train.", *MAY_CHANGE)
@@ -114,7 +129,9 @@ def read_run(workdir: Place) -> Config:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise UserError(f"{workdir} holds no run (no config.json); train one with train.py --workdir {workdir}")
+        raise UserError(
+            f"{workdir} holds no run (no config.json); train one with {command('train')} --workdir {workdir}"
+        )
     with path.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:

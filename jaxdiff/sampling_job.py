@@ -14,7 +14,7 @@ from jaxdiff.builders import build_model, build_sample, build_times, check_run
 from jaxdiff.config import Config, Method, Sampling, validate
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
-from jaxdiff.places import Place
+from jaxdiff.places import Place, check_writable
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.parallel import make_mesh
@@ -144,6 +144,8 @@ def check_out(out: Place, legal: tuple[str, ...], num: int) -> None:
         others = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.is_dir() else [out.name]
         if others:
             raise UserError(f"--out {out} holds other files ({others[0]}); choose an empty or new folder")
+    if jax.process_index() == 0:
+        check_writable(out if out.suffix else out / _names(1, None)[0][0], "--out")
 
 
 def _shape(config: Config, meta: dict[str, Any]) -> tuple[int, int, int]:
