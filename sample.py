@@ -1,6 +1,8 @@
 """Draw samples from a run: uv run sample.py WORKDIR [--option value ...]; see --help."""
 
-if __name__ == "__main__":
-    from jaxdiff.cli import sample_main
+import sys
 
-    raise SystemExit(sample_main())
+if __name__ == "__main__":
+    from jaxdiff.commands import main
+
+    raise SystemExit(main(["sample", *sys.argv[1:]]))

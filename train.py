@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 
@@ -17,7 +18,7 @@ if __name__ == "__main__":
     began = time.time()  # of the run's account of its wall time, where the system does not know better
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    from jaxdiff.cli import train_main
+    from jaxdiff.commands import main
     from jaxdiff.training.clock import process_start
 
-    raise SystemExit(train_main(began=process_start(began)))
+    raise SystemExit(main(["train", *sys.argv[1:]], began=process_start(began)))

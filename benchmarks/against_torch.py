@@ -100,7 +100,7 @@ def jax_side(folder: str, winograd: bool) -> dict:
     import jaxdiff as jd
     from benchmarks.turns import Job
     from configs.cifar10 import config
-    from jaxdiff.cli import use_compilation_cache
+    from jaxdiff.commands import use_compilation_cache
     from jaxdiff.interop import read_unet
     from jaxdiff.models.winograd import prepared
     from jaxdiff.training import ema

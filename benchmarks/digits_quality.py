@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.svm import SVC
 
-from jaxdiff.cli import sample_main
+from jaxdiff import commands
 from jaxdiff.training.sources import open_dataset
 
 NUM = 500
@@ -30,7 +30,7 @@ def real(split: str) -> tuple[np.ndarray, np.ndarray]:
 def drawn(arguments: list[str]) -> tuple[np.ndarray, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "samples.npz"
-        code = sample_main([*arguments, "--num", str(NUM), "--batch-size", str(NUM), "--out", str(out)])
+        code = commands.main(["sample", *arguments, "--num", str(NUM), "--batch-size", str(NUM), "--out", str(out)])
         if code:
             raise SystemExit(code)
         with np.load(out) as arrays:

@@ -20,7 +20,7 @@ import jaxdiff as jd
 from benchmarks.turns import Job, ratio, start, table, take_turns
 from configs.digits import config
 from jaxdiff.builders import build_model
-from jaxdiff.cli import use_compilation_cache
+from jaxdiff.commands import use_compilation_cache
 from jaxdiff.program import Program
 from jaxdiff.training import sources
 from jaxdiff.training.data import Batches

@@ -5,14 +5,17 @@ was typed. The config.json of a run is decoded against the dataclasses: names, t
 and nothing in it is ever executed.
 """
 
+import dataclasses
 import json
+import sys
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
 from jaxdiff.config import Config, flat, validate
-from jaxdiff.errors import UserError
-from jaxdiff.places import Place
+from jaxdiff.errors import UserError, command
+from jaxdiff.places import Place, expanded
 from jaxdiff.schema import decode, encode, nearest
 
 _MAX_BYTES = 1 << 16  # of config.json
@@ -40,12 +43,12 @@ def load(name_or_path: str, folder: Path) -> Config:
     Raises:
       UserError: no such file (the nearest name is offered), or none that defines a Config.
     """
-    path = Path(name_or_path)
+    path = Path(expanded(name_or_path))
     if path.suffix != ".py":
         path = folder / f"{name_or_path}.py"
     names = sorted(p.stem for p in folder.glob("*.py"))
     beside = Path(f"{name_or_path}.py")
-    if not path.is_file() and path == Path(name_or_path):
+    if not path.is_file() and name_or_path.endswith(".py"):
         raise UserError(f"no file {name_or_path}")
     if not path.is_file() and beside.is_file():
         raise UserError(f"no config {name_or_path!r}; did you mean the file {beside}?")
@@ -53,16 +56,36 @@ def load(name_or_path: str, folder: Path) -> Config:
         hint = f"; did you mean {nearest(name_or_path, names)!r}? (there are {', '.join(names)})" if names else ""
         raise UserError(f"no config {name_or_path!r}{hint}")
     scope: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
-    try:
-        exec(compile(path.read_text(), str(path), "exec"), scope)
-    except (SyntaxError, TypeError, NameError, ImportError, AttributeError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        where = f" (line {lines[-1]})" if lines else ""
-        raise UserError(f"{path} does not run{where}: {type(error).__name__}: {error}") from error
+    _execute(path, scope)
     if not isinstance(scope.get("config"), Config):
         raise UserError(f"{path} must define config = Config(...)")
     return scope["config"]
+
+
+def _execute(path: Path, scope: dict[str, Any]) -> None:
+    """Runs a file that was named on the command line. Raises UserError, with file and line, for what it raises."""
+    sys.path.insert(0, str(path.parent.resolve()))  # where Python, too, looks first for what a script imports
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), scope)  # bytes: the file may say how it is encoded
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        beside = [frame for frame in frames if Path(frame.filename).resolve().parent == path.parent.resolve()]
+        where = f" ({Path(beside[-1].filename).name}, line {beside[-1].lineno})" if beside else ""
+        raise UserError(f"{path} does not run{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+
+
+def expand_paths(config: Config) -> Config:
+    """The config with ~ expanded wherever it names a folder."""
+    data, objective = config.data, config.objective
+    paths = {name: expanded(getattr(objective, name)) for name in ("start",) if hasattr(objective, name)}
+    return dataclasses.replace(
+        config,
+        workdir=expanded(config.workdir),
+        data=dataclasses.replace(data, path=expanded(data.path)),
+        objective=dataclasses.replace(objective, **paths),
+    )
 
 
 UNTRAINED = ("seed", "data.", "optimizer.", "train.", *MAY_CHANGE)
@@ -99,11 +122,52 @@ def from_json(text: str, where: str = "config.json") -> Config:
     jaxdiff.errors.UserError: config.json: unknown field 'seeds'; did you mean 'seed'?
     """
     try:
-        return validate(decode(Config, _migrated(json.loads(text))))
+        content = _migrated(json.loads(text))
+        _check_plugins(content)
+        return validate(decode(Config, content))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except (ValueError, RecursionError) as error:  # not JSON, or JSON too deep to read
         raise UserError(f"{where} is not JSON that jaxdiff wrote: {error}") from None
+
+
+_plugins: set[str] = set()  # by file name, that were loaded in this process
+
+
+def load_plugins(argv: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Runs the file of each `--plugin FILE`, which adds members to families; (the files, the other arguments).
+
+    Raises:
+      UserError: a file that is not there, or does not run.
+    """
+    files, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name != "--plugin":
+            rest.append(word)
+            continue
+        if not equals and not words:
+            raise UserError("--plugin needs a value: the path of a .py file")
+        path = Path(expanded(value if equals else words.pop(0)))
+        if not path.is_file():
+            raise UserError(f"--plugin {path}: no such file")
+        if path.name not in _plugins:
+            module = types.ModuleType(path.stem)  # dataclasses and tyro look classes up in their modules
+            sys.modules.setdefault(path.stem, module)
+            module.__file__ = str(path)
+            _execute(path, vars(module))
+            _plugins.add(path.name)
+        files.append(path.name)
+    return tuple(files), rest
+
+
+def _check_plugins(content: Any) -> None:
+    """Raises UserError if a run needs a file that this command was not given; nothing of config.json is run."""
+    named = content.get("plugins", []) if isinstance(content, dict) else []
+    missing = [name for name in named if name not in _plugins] if isinstance(named, list) else []
+    if missing:
+        raise UserError(f"the run has members of {missing[0]}; name that file, if you trust it, by --plugin")
 
 
 def _migrated(content: Any) -> Any:
@@ -123,7 +187,9 @@ def read_run(workdir: Place) -> Config:
     """
     path = workdir / "config.json"
     if not path.exists():
-        raise UserError(f"{workdir} holds no run (no config.json); train one with train.py --workdir {workdir}")
+        raise UserError(
+            f"{workdir} holds no run (no config.json); train one with {command('train')} --workdir {workdir}"
+        )
     with path.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:

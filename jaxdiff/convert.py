@@ -1,21 +1,12 @@
-"""Weights of other projects as runs of ours, and back: `python -m jaxdiff.convert SRC DST`.
+"""Weights of other projects as runs of ours, and back: what `jaxdiff convert` does."""
 
-    python -m jaxdiff.convert FOLDER WORKDIR                     a diffusers folder -> a workdir
-    python -m jaxdiff.convert FILE.pt WORKDIR --project guided-diffusion --flags "--image_size 64 ..."
-    python -m jaxdiff.convert WORKDIR FOLDER --to diffusers      a run's EMA -> what DDPMPipeline.from_pretrained loads
-    python -m jaxdiff.convert WORKDIR FOLDER --to safetensors    a run's EMA -> model.safetensors and config.json
-
-The workdir is an ordinary one, at step 0: sample.py draws from it, and `train.py WORKDIR/config.py --data.path PHOTOS`
-trains on. Nothing is written unless everything fits.
-"""
-
-import argparse
 import dataclasses
 import json
+import runpy
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +26,6 @@ from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 
 STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20, "dpmpp_3m": 20, "unipc": 20}  # ddpm takes all
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Converts; returns the exit code: 0 done, 2 wrong input, of which one line says what would be right."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxdiff.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, help="a diffusers folder, a .pt or .safetensors file, or a workdir")
-    parser.add_argument("target", type=Path, help="what to make: a workdir, or a folder")
-    parser.add_argument("--to", choices=("workdir", "diffusers", "safetensors"), default="workdir")
-    parser.add_argument("--null-class", action="store_true", help="the last of the model's classes means 'no class'")
-    parser.add_argument("--project", choices=tuple(FLAGS), help="what wrote the .pt file")
-    parser.add_argument("--flags", default="", help="its MODEL_FLAGS and DIFFUSION_FLAGS, in one string")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.to == "workdir":
-            lines = import_run(
-                arguments.source, arguments.target, arguments.null_class, arguments.project, arguments.flags
-            )
-        else:
-            lines = export_run(arguments.source, arguments.target, arguments.to)
-    except UserError as error:
-        print(f"convert: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print("\n".join(lines), flush=True)
-    return 0
 
 
 def import_run(source: Path, workdir: Path, null_class: bool, project: str | None, flags: str) -> list[str]:
@@ -253,4 +218,5 @@ def export_run(workdir: Path, folder: Path, to: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.argv.insert(1, "convert")
+    runpy.run_module("jaxdiff", run_name="__main__", alter_sys=True)

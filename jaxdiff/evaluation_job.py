@@ -1,12 +1,12 @@
 """Measuring a run: samples against its data, cell by cell, and its data's bits under it; all processes together."""
 
-import argparse
 import dataclasses
 import hashlib
 import importlib.util
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import BLOCK, measure
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
 from jaxdiff.likelihood_job import build_bits
+from jaxdiff.places import check_writable
 from jaxdiff.recipe import make_method, make_recipe
 from jaxdiff.score_file import ScoreFile
 from jaxdiff.training import processes
@@ -44,7 +45,7 @@ class Evaluation:
     Several processes make and run the same one; process 0 alone writes and speaks.
     """
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: SimpleNamespace):
         self._arguments = arguments
         self._config = config = read_run(arguments.workdir)
         self._data = dataclasses.replace(config.data, name=arguments.data_name or config.data.name)
@@ -62,6 +63,8 @@ class Evaluation:
         if self._kinds:
             self._check_likelihoods(self._test)
         self._out = arguments.workdir / "evaluation"
+        if jax.process_index() == 0:
+            check_writable(self._out / "scores.json", "the file")
         self._file = ScoreFile(self._out / "scores.json")
         asked = {name: str(value) for name, value in vars(arguments).items()}
         processes.agree({**asked, "scores.json": self._file.digest()})
@@ -259,7 +262,7 @@ def _metrics(text: str) -> list[str]:
     return names
 
 
-def _cells(config: Config, arguments: argparse.Namespace) -> list[Sampling]:
+def _cells(config: Config, arguments: SimpleNamespace) -> list[Sampling]:
     """How to sample for each cell, all of them valid."""
     own = config.sampling
     try:

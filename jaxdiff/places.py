@@ -1,5 +1,7 @@
 """Where files lie: a folder of this machine, or a bucket by its address (gs://, s3://); each written whole or not."""
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -12,7 +14,7 @@ SCHEMES = ("gs", "s3")
 
 
 def place(name: os.PathLike | str) -> Place:
-    """A path of the right kind; from the first in a bucket on, fsspec keeps no listings in this process.
+    """A path of the right kind, ~ expanded; from the first in a bucket on, fsspec keeps no listings in this process.
 
     Raises:
       UserError: an address of no kind that we can read and write.
@@ -21,7 +23,7 @@ def place(name: os.PathLike | str) -> Place:
     (PosixPath('runs/digits'), 'gs://bucket/runs')
     """
     if not in_bucket(name):
-        return Path(name)
+        return Path(expanded(os.fspath(name)))
     scheme = os.fspath(name).partition("://")[0]
     if scheme not in SCHEMES:
         raise UserError(f"{name} is no place for files; name a folder, or an address in gs:// or s3://")
@@ -30,6 +32,18 @@ def place(name: os.PathLike | str) -> Place:
     # Others write there too: what was listed once, sizes and tags with it, may be something else by now.
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     return epath.Path(name)
+
+
+def expanded(name: str) -> str:
+    """A path whose first part may be ~ or ~user, as shells have it.
+
+    Raises:
+      UserError: there is no home folder.
+    """
+    path = os.path.expanduser(name)
+    if path.split("/")[0] == "~":
+        raise UserError(f"{name}: there is no home folder here for ~; give the whole path")
+    return path
 
 
 def in_bucket(path: os.PathLike | str) -> bool:
@@ -44,9 +58,43 @@ def write_whole(path: Place, content: bytes) -> None:
         return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = _beside(path)
     try:
         beside.write_bytes(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(path: Place, what: str) -> None:
+    """Refuses a file that could not be written once the work is done; writes one beside it, and leaves nothing behind.
+
+    Args:
+      path: of the file. Its folder need not exist.
+      what: how errors call it, such as "--out".
+
+    Raises:
+      UserError: it cannot be written. A bucket is not tried.
+    """
+    if in_bucket(path):
+        return
+    path, beside = Path(path), _beside(Path(path))
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(b"?")
+    except OSError as error:
+        why = "its folder is a file" if isinstance(error, FileExistsError) else str(error.strerror).lower()
+        raise UserError(f"{what} {path} cannot be written: {why}; choose another place") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

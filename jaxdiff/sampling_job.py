@@ -22,7 +22,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
-from jaxdiff.places import Place, place
+from jaxdiff.places import Place, check_writable, place
 from jaxdiff.recipe import conditioner_of, make_method, make_recipe
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schema import Options
@@ -304,6 +304,8 @@ def check_out(out: Place, legal: tuple[str, ...], num: int) -> None:
         others = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.is_dir() else [out.name]
         if others:
             raise UserError(f"--out {out} holds other files ({others[0]}); choose an empty or new folder")
+    if jax.process_index() == 0:
+        check_writable(out if out.suffix else out / _names(1, None)[0][0], "--out")
 
 
 def image_shape(meta: dict[str, Any]) -> tuple[int, int, int]:

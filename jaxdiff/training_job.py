@@ -15,7 +15,7 @@ from jaxdiff import pictures
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
 from jaxdiff.diffusion import make_draw
-from jaxdiff.errors import RunError, UserError
+from jaxdiff.errors import RunError, UserError, command, program
 from jaxdiff.places import Place, in_bucket, place
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
@@ -248,8 +248,8 @@ class _Substitutes:
 
 def _leave(name: str) -> None:
     """Ends the process where it stands: before the first step, what is on disk is all there is."""
-    line = f"train.py: stopped by {name} before the first step of this start; run the same command again to go on"
-    print(line, file=sys.stderr, flush=True)
+    line = f"stopped by {name} before the first step of this start; run the same command again to go on"
+    print(f"{program('train')}: {line}", file=sys.stderr, flush=True)
     os._exit(75)
 
 
@@ -263,4 +263,4 @@ def _closing(workdir: Place, steps: int, now: int, seconds: dict[str, float]) ->
     long = {name.replace("_", " "): value for name, value in seconds.items() if name != "total" and value >= 0.5}
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in long.items())
     did = f"{steps} steps in {clock_time(seconds['total'])} ({spent})" if now else f"{steps} steps were done already"
-    return f"done: {did}; everything is in {workdir}; next: uv run sample.py {workdir}"
+    return f"done: {did}; everything is in {workdir}; next: {command('sample')} {workdir}"

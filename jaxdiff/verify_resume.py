@@ -13,8 +13,6 @@ from jaxdiff.errors import RunError, UserError
 from jaxdiff.training import integrity
 from jaxdiff.training.checkpoints import restore
 
-_TRAIN = "from jaxdiff.cli import train_main; raise SystemExit(train_main())"
-
 
 def verify_resume(arguments: Sequence[str], steps: int) -> tuple[int, str]:
     """Trains `steps` steps at once, and as many with a new process in between, in folders of its own.
@@ -49,10 +47,10 @@ def verify_resume(arguments: Sequence[str], steps: int) -> tuple[int, str]:
 def _train(arguments: Sequence[str], workdir: Path, steps: int) -> None:
     options = {"workdir": workdir, "train.steps": steps, "train.log-every": 1, "train.sample-every": 0}
     own = [f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, "-c", _TRAIN, *arguments, *own]
+    command = [sys.executable, "-m", "jaxdiff", "train", *arguments, *own]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
-        said = (ended.stderr.splitlines() or ["nothing"])[-1].removeprefix("train.py: ")
+        said = (ended.stderr.splitlines() or ["nothing"])[-1].partition(": ")[2]
         raise (UserError if ended.returncode == 2 else RunError)(said)
 
 

@@ -17,7 +17,7 @@ import jax
 
 from jaxdiff.config import Config
 from jaxdiff.config_files import read_run, refuse_other_run
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, program
 from jaxdiff.places import Place, in_bucket, place, write_whole
 from jaxdiff.training.storage_faults import reason
 
@@ -124,7 +124,7 @@ def _beat(file: Place, token: str, over: threading.Event) -> None:
 
 
 def _leave(line: str) -> NoReturn:
-    print(f"train.py: {line}", file=sys.stderr, flush=True)
+    print(f"{program('train')}: {line}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

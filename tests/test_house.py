@@ -20,7 +20,10 @@ TRAINING = {"optax", "orbax", "grain", "array_record", "tensorflow_datasets", "s
 
 @pytest.mark.parametrize(
     ("modules", "foreign"),
-    [("jaxdiff", {"flax", "tyro", "PIL", "rich", *TRAINING}), ("jaxdiff.cli, jaxdiff.sampling_job", TRAINING)],
+    [
+        ("jaxdiff", {"flax", "tyro", "PIL", "rich", *TRAINING}),
+        ("jaxdiff.commands.sample, jaxdiff.sampling_job", TRAINING),
+    ],
 )
 def test_what_is_imported_loads_no_more_than_it_needs(modules, foreign):
     """A notebook that wants a loss does not wait for Flax, nor sample.py for what only training needs."""

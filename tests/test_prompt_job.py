@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import cli, prompt_job
+from jaxdiff import prompt_job
+from jaxdiff.commands import main
 from jaxdiff.interop import read_pipeline
 from jaxdiff.interop.schedulers import scheduler_from_config
 from tests.stable_diffusion import ROOT, pipeline_folder
@@ -73,7 +74,7 @@ def drawn(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "three.npz"
     options = ["--num", "3", "--batch-size", "2", "--steps", "3", "--seed", "3", "--guidance", "2"]
     words = ["--prompt", "a red horse", "--negative-prompt", "blurry", "--out", str(out)]
-    assert cli.sample_main([str(folder), *options, *words]) == 0
+    assert main(["sample", str(folder), *options, *words]) == 0
     return np.load(out)["images"]
 
 
@@ -137,7 +138,7 @@ def test_two_processes_draw_the_same(folder, drawn, tmp_path, monkeypatch):
 
 
 def refused(folder, capsys, *options):
-    assert cli.sample_main([str(folder), *options]) == 2
+    assert main(["sample", str(folder), *options]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     return line

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures, samplers, training_job
 from jaxdiff.builders import build_model, build_sample
-from jaxdiff.cli import exit_code, use_compilation_cache
+from jaxdiff.commands import exit_code, use_compilation_cache
 from jaxdiff.config import Config, Sampling, validate
 from jaxdiff.config_files import load, read_run
 from jaxdiff.evaluation import frechet_distance, kernel_distance, neighbours

@@ -21,14 +21,14 @@ import socket
 import sys
 import threading
 import time
-import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
 from jax._src import clusters, distributed  # what jax.distributed detects and its key-value store have no public names
 
-from jaxdiff.errors import RunError, UserError
+from jaxdiff.errors import RunError, UserError, explain
 
 LOST = 76  # the exit code of a process that ends because of another
 HEARTBEAT_SECONDS = 10
@@ -84,22 +84,25 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
       UserError: the place makes no sense.
     """
     place.check()
-    if place.coordinator is None and _detected() <= 1:
+    cluster, count, index, coordinator = (
+        _detected()
+        if place.coordinator is None
+        else ("deactivate", place.num_processes or 0, place.process_id, place.coordinator)
+    )
+    if count <= 1 and place.coordinator is None:
         return body()
-    if failure := _connect(place, program):
+    how = "" if place.coordinator else f"{cluster}: "
+    line = f"{how}process {index} of {count}; waiting up to {_START_SECONDS} s for all at {coordinator}"
+    print(line, file=sys.stderr, flush=True)
+    if failure := _connect(place, cluster, program):
         return LOST, failure
     watch = _Watch(program)
     try:
         code, line = body()
-    except UserError as error:
-        code, line = 2, " ".join(str(error).split())
-    except RunError as error:
-        code, line = 1, " ".join(str(error).split())
     except Exception as error:  # of any kind: the others must hear that this process has failed
-        if _is_about_another(error):  # the service will say about which, or its process does
-            time.sleep(HEARTBEAT_SECONDS + _FAREWELL)
-        traceback.print_exc()
-        code, line = 1, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if not isinstance(error, UserError | RunError) and _is_about_another(error):
+            time.sleep(HEARTBEAT_SECONDS + _FAREWELL)  # the service will say about which, or its process does
+        code, line = explain(error)
     if code not in (0, 75):
         watch.leave(code, line)
     jax.distributed.shutdown()  # waits for the others
@@ -107,14 +110,42 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
     return code, line if watch.leads else ""
 
 
-def _detected() -> int:
-    """How many processes JAX finds in the environment, 1 where none."""
-    kinds = [kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    found = next((kind for kind in kinds if kind.is_env_present()), None)
-    return found.get_process_count() if found else 1
+def _detected() -> tuple[str, int, int, str]:
+    """The cluster that JAX finds in the environment: its name, how many processes, which is this, where they meet.
+
+    ("", 1, 0, "") where there is none. One that cannot be read is none, and a note says so.
+
+    Raises:
+      UserError: there are several processes, and the rest cannot be read.
+    """
+    for kind in (kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method):
+        count, trouble = 1, ""
+        with warnings.catch_warnings(record=True) as said:  # JAX's own advice is a paragraph
+            try:
+                if not kind.is_env_present():
+                    trouble = " ".join(str(said[0].message).split()) if said else ""
+                elif (count := int(kind.get_process_count())) > 1:
+                    index, port = int(kind.get_process_id()), os.environ.get("JAX_COORDINATOR_PORT")
+                    where = kind.get_coordinator_address(timeout_secs=None, override_coordinator_port=port)
+                    if 0 <= index < count and not where.startswith(":"):
+                        return kind.name, count, index, where
+                    trouble = f"process {index} of {count} at {where} is none"
+                else:
+                    return kind.name, 1, 0, ""
+            except Exception as error:  # of whichever client library, token or variable
+                trouble = " ".join(f"{type(error).__name__}: {error}".split())
+        if count > 1:
+            raise UserError(
+                f"{kind.name} has {count} processes, but {trouble[:160]}; mend that, or give --coordinator, "
+                "--num-processes and --process-id"
+            )
+        if trouble:
+            line = f"note: {kind.name} cannot be read ({trouble[:160]}); running as one process"
+            print(line, file=sys.stderr, flush=True)
+    return "", 1, 0, ""
 
 
-def _connect(place: Place, program: str) -> str | None:
+def _connect(place: Place, cluster: str, program: str) -> str | None:
     """Joins the others; a line that says what happened where they do not come."""
     alone = f"{program}: not all processes came within {_START_SECONDS} s; start the job again\n"
     late = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: sys.stderr.write(alone) and _exit(LOST))
@@ -124,7 +155,7 @@ def _connect(place: Place, program: str) -> str | None:
             place.coordinator,
             place.num_processes,
             place.process_id,
-            cluster_detection_method="deactivate" if place.coordinator else None,
+            cluster_detection_method=cluster,
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=60,

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 import rich.progress  # noqa: F401
 import tensorboardX  # noqa: F401
 
-from jaxdiff import cli, training_job, workdir  # noqa: F401
+from jaxdiff import training_job, workdir  # noqa: F401
+from jaxdiff.commands import train  # noqa: F401
 from jaxdiff.program import Program
 from jaxdiff.training import checkpoints, data, reading, sources
 from jaxdiff.training.data import Batches

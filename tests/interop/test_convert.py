@@ -1,4 +1,4 @@
-"""`python -m jaxdiff.convert`: what it makes is an ordinary run, and what does not fit leaves nothing behind."""
+"""`jaxdiff convert`: what it makes is an ordinary run, and what does not fit leaves nothing behind."""
 
 import dataclasses
 import json
@@ -11,10 +11,10 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from jaxdiff import cli, convert, evaluate, evaluation_job
+from jaxdiff import convert, evaluation_job
 from jaxdiff.builders import build_model, build_schedule
+from jaxdiff.commands import main
 from jaxdiff.config_files import load, read_run, refuse_other_run
-from jaxdiff.convert import main
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
@@ -34,14 +34,14 @@ def folder(tmp_path):
 
 
 def refused(argv, capsys):
-    assert main([str(a) for a in argv]) == 2
+    assert main(["convert", *map(str, argv)]) == 2
     return capsys.readouterr().err
 
 
 def test_imported_run_is_a_run(tmp_path):
     """Its config builds the network of its parameters, and its state is what training starts from."""
     workdir = tmp_path / "run"
-    assert main([str(ROOT / "adm"), str(workdir), "--null-class"]) == 0
+    assert main(["convert", str(ROOT / "adm"), str(workdir), "--null-class"]) == 0
     config, found = read_run(workdir), read_unet(ROOT / "adm", null_class=True)
     state, meta = restore_with_meta(workdir)
     assert meta["shape"] == [16, 16, 3] and int(state.step) == 0
@@ -69,13 +69,13 @@ def test_imported_run_is_a_run(tmp_path):
 def test_training_goes_on_from_an_imported_run(tmp_path):
     """Two steps of train.py: from their parameters, which two steps hardly change."""
     workdir, photos = tmp_path / "run", tmp_path / "photos"
-    assert main([str(ROOT / "defaults"), str(workdir)]) == 0
+    assert main(["convert", str(ROOT / "defaults"), str(workdir)]) == 0
     photos.mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
         Image.fromarray(pixels).save(photos / f"{i}.png")
     options = ["--data.path", str(photos), "--train.steps", "2", "--train.sample-every", "0"]
     options += ["--train.batch-size", "8", "--optimizer.learning_rate", "1e-3"]  # nothing is trained yet: one's own
-    assert cli.train_main([str(workdir / "config.py"), *options]) == 0
+    assert main(["train", str(workdir / "config.py"), *options]) == 0
     state, found = restore(workdir), read_unet(ROOT / "defaults")
     assert int(state.step) == 2
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(found.params), strict=True):
@@ -86,14 +86,14 @@ def test_training_goes_on_from_an_imported_run(tmp_path):
 def test_imported_run_is_evaluated_with_the_features_of_fid(tmp_path, capsys, monkeypatch):
     """Any folder of colour images of the model's size, and a file of Inception's weights (here random ones)."""
     workdir, photos = tmp_path / "run", tmp_path / "photos"
-    assert main([str(ROOT / "defaults"), str(workdir)]) == 0
+    assert main(["convert", str(ROOT / "defaults"), str(workdir)]) == 0
     photos.mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
         Image.fromarray(pixels).save(photos / f"{i}.png")
     monkeypatch.setattr(evaluation_job, "LEAST", 16)
     options = ["--data-path", str(photos), "--metrics", "fid", "--num", "16", "--batch-size", "16"]
     weights = str(write_weights(tmp_path / "inception.safetensors"))
-    assert evaluate.main([str(workdir), *options, "--steps", "2", "--sampler", "ddim", "--features", weights]) == 0
+    assert main(["evaluate", str(workdir), *options, "--steps", "2", "--sampler", "ddim", "--features", weights]) == 0
     said = capsys.readouterr()
     assert "| ddim | 2 | 2 |" in said.out and "features: inception-2015-12-05" in said.out
     assert "no floor: data.split: test: a folder of images has one split" in said.err
@@ -112,7 +112,7 @@ def test_weights_are_read_in_slices(tmp_path, monkeypatch):
         return make(shape, sharding, one, *args, **kwargs)
 
     monkeypatch.setattr(names.jax, "make_array_from_callback", watched)
-    assert main([str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")]) == 0
     split = {shape: sizes for (shape, whole), sizes in parts.items() if not whole}
     assert (3, 3, 16, 16) in split and len(split) > 5
     for shape, sizes in split.items():
@@ -133,7 +133,7 @@ def test_ways_of_sampling_become_the_runs(config, wanted):
 
 
 def test_only_what_the_weights_are_of_is_fixed_until_it_trains(tmp_path):
-    assert main([str(ROOT / "defaults"), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(ROOT / "defaults"), str(tmp_path / "run")]) == 0
     config = read_run(tmp_path / "run")
     other = dataclasses.replace(config, seed=3, train=dataclasses.replace(config.train, batch_size=8))
     check_workdir(other, tmp_path / "run")
@@ -146,15 +146,15 @@ def test_only_what_the_weights_are_of_is_fixed_until_it_trains(tmp_path):
 
 
 def test_config_py_is_the_run_s_config(tmp_path):
-    assert main([str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")]) == 0
     config = load(str(tmp_path / "run" / "config.py"), Path("configs"))
     assert config == read_run(tmp_path / "run")
     refuse_other_run(config, config)
 
 
 def test_export_is_what_was_imported(tmp_path):
-    main([str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")])
-    assert main([str(tmp_path / "run"), str(tmp_path / "diffusers"), "--to", "diffusers"]) == 0
+    main(["convert", str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")])
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "diffusers"), "--to", "diffusers"]) == 0
     first, again = read_unet(ROOT / "ddpm_cifar10"), read_unet(tmp_path / "diffusers")
     assert first.fields == again.fields
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(again.params), strict=True):
@@ -163,7 +163,7 @@ def test_export_is_what_was_imported(tmp_path):
     np.testing.assert_allclose(betas, build_schedule(read_run(tmp_path / "run")).betas, rtol=1e-12)
     assert json.loads((tmp_path / "diffusers" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
 
-    assert main([str(tmp_path / "run"), str(tmp_path / "plain"), "--to", "safetensors"]) == 0
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "plain"), "--to", "safetensors"]) == 0
     plain = safetensors.numpy.load_file(tmp_path / "plain" / "model.safetensors")
     ours = {path.replace("/", "."): leaf for path, leaf in names.leaf_paths(first.params)}
     assert plain.keys() == ours.keys()
@@ -208,7 +208,7 @@ def test_a_schedule_that_no_run_has_is_refused(folder, tmp_path, capsys):
 def test_what_a_run_cannot_say_is_noted(folder, tmp_path, capsys):
     config = {"_class_name": "DDIMScheduler", "steps_offset": 1, "set_alpha_to_one": False}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
-    assert main([str(folder), str(tmp_path / "run")]) == 0
+    assert main(["convert", str(folder), str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "steps_offset=1" in said and "set_alpha_to_one" in said and "clip_sample" in said
     assert read_run(tmp_path / "run").sampling.spacing == "leading"
@@ -217,6 +217,6 @@ def test_what_a_run_cannot_say_is_noted(folder, tmp_path, capsys):
 def test_taken_folders_are_left_alone(tmp_path, capsys):
     (tmp_path / "mine").write_text("")
     assert "is not empty" in refused([ROOT / "defaults", tmp_path], capsys)
-    main([str(ROOT / "defaults"), str(tmp_path / "run")])
+    main(["convert", str(ROOT / "defaults"), str(tmp_path / "run")])
     assert "is not empty" in refused([tmp_path / "run", tmp_path, "--to", "diffusers"], capsys)
     assert "holds no run" in refused([tmp_path, tmp_path / "new", "--to", "diffusers"], capsys)

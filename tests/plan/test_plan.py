@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdiff import cli, plan, training_job
+from jaxdiff import plan, training_job
+from jaxdiff.commands import main
+from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import Config, Data, Model, Train
 from jaxdiff.config_files import load
 from jaxdiff.errors import UserError
@@ -123,7 +125,7 @@ def test_topologies():
 )
 def test_wrong_arguments_are_one_line(arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cli.train_main(["digits", *arguments]) == 2
+    assert main(["train", "digits", *arguments]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and all(word in line for word in words)
 
@@ -268,7 +270,7 @@ def test_what_data_sets_are_is_known_without_them(tmp_path):
 
 def test_imagenet64_is_the_network_of_adm():
     """295.9 million: OpenAI's checkpoint of 64x64_diffusion has 5,187 more, its 3 channels of variance."""
-    config = load("imagenet64", cli.CONFIGS)
+    config = load("imagenet64", CONFIGS)
     images = expect_dataset(config.data.name)
     assert images == ((64, 64, 3), 1000)
     program = Program(planning.with_batch(config, 8), images)

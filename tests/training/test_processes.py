@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import cli
+from jaxdiff.commands import main
 from jaxdiff.errors import UserError
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore
@@ -37,7 +37,7 @@ config = Config(
 """
 ON_WORKERS = (  # a small data set read like one that memory does not hold: by worker processes
     "from jaxdiff.training import data, sources; sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, 1\n"
-    "from jaxdiff.cli import train_main; raise SystemExit(train_main())"
+    "from jaxdiff.commands import main; raise SystemExit(main(['train', *sys.argv[1:]]))"
 )
 ENDLESS = ("--train.steps", "1000000", "--train.checkpoint_every", "1000000", "--train.sample_every", "0")
 
@@ -149,7 +149,7 @@ def pair(config, tmp_path_factory):
 def alone(config, tmp_path_factory):
     """The same run in this process, on its 8 devices."""
     workdir = tmp_path_factory.mktemp("alone")
-    assert cli.train_main([config, "--workdir", str(workdir)]) == 0
+    assert main(["train", config, "--workdir", str(workdir)]) == 0
     return workdir
 
 
@@ -292,8 +292,9 @@ def test_a_data_worker_that_dies_ends_the_job(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_path):
-    impatient = "from jaxdiff.training import processes; processes._START_SECONDS = 3\nimport jaxdiff.cli as cli; "
-    job = start(2, 1, command=("-c", impatient + "raise SystemExit(cli.train_main())"))
+    impatient = "import sys; from jaxdiff.training import processes; processes._START_SECONDS = 3\n"
+    impatient += "from jaxdiff.commands import main; raise SystemExit(main(['train', *sys.argv[1:]]))"
+    job = start(2, 1, command=("-c", impatient))
     job.processes[1].kill()
     assert job.survivors(1, 60) == [processes.LOST], job.text(0)
     assert "train.py: not all processes came within 3 s" in job.text(0)
@@ -301,10 +302,10 @@ def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_p
 
 
 SLOW = (  # process 1 compiles 40 s longer than process 0: more than the 30 s after which Gloo gives up
-    "import sys, time; from jaxdiff.program import Program; from jaxdiff.cli import train_main\n"
+    "import sys, time; from jaxdiff.program import Program; from jaxdiff.commands import main\n"
     "compiled = Program.compiled\n"
     "Program.compiled = lambda self: (time.sleep(40 if sys.argv[-1] == '1' else 0), compiled(self))[1]\n"
-    "raise SystemExit(train_main())"
+    "raise SystemExit(main(['train', *sys.argv[1:]]))"
 )
 
 
@@ -402,4 +403,4 @@ def test_a_job_of_one_process_is_not_joined(monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert processes.run(processes.Place(), "train.py", lambda: (0, "done")) == (0, "done")
     monkeypatch.setenv("SLURM_NTASKS", "3")
-    assert processes._detected() == 3
+    assert processes._detected() == ("slurm", 3, 0, "a:61447")

@@ -1,0 +1,91 @@
+"""The command line: `jaxdiff COMMAND ...`, one module a command, and the boundary where errors become one line."""
+
+import importlib
+import importlib.metadata
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from jaxdiff.errors import UserError, explain, program
+from jaxdiff.schema import nearest
+
+COMMANDS = {
+    "train": "train a diffusion model",
+    "sample": "draw samples from a run, or images of a text from a Stable Diffusion folder",
+    "evaluate": "measure how good a run's samples are",
+    "convert": "make a run of another project's weights, or the other way round",
+    "plan": "what a step of a config needs, on this machine or on TPU slices that need not be there",
+}
+"""Each is the module of that name here, whose `run(argv)` gives the exit code and the closing line."""
+
+
+def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
+    """`jaxdiff COMMAND [--option value ...]`; returns the exit code.
+
+    0 is done, 1 failed, 2 wrong input, 75 stopped and to be started again, 76 another process of the job is lost.
+
+    Args:
+      argv: the arguments, the command first; those of the process unless given.
+      began: when the process did, in `time.time` seconds, for a run's account of wall time; now unless given.
+    """
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name not in COMMANDS:
+        return exit_code("jaxdiff", lambda: (0, _about(name)))
+    module = importlib.import_module(f"jaxdiff.commands.{name}")
+    about = (began,) if name == "train" else ()
+    return exit_code(program(name), lambda: module.run(rest, *about))
+
+
+def _about(option: str) -> str:
+    if option in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
+        return f"usage: jaxdiff COMMAND ...; jaxdiff COMMAND --help lists its options\n\n{listed}\n  --version"
+    if option != "--version":
+        raise UserError(f"unknown command {option}; did you mean {nearest(option, COMMANDS)}?")
+    import jax
+
+    version, devices = importlib.metadata.version("jaxdiff"), jax.devices()
+    return (
+        f"jaxdiff {version}, jax {jax.__version__}, {devices[0].platform} ({len(devices)} of {devices[0].device_kind})"
+    )
+
+
+def exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
+    """Runs body and prints its last line, or one line that says what went wrong."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with a traceback, what it then raises
+    try:
+        code, line = body()
+    except (Exception, KeyboardInterrupt) as error:
+        code, line = explain(error)
+    if code and line:
+        print(f"{program}: {line}", file=sys.stderr)
+    elif line:  # none in processes but the first
+        print(line, flush=True)
+    return code
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the next start need not compile them again.
+
+    JAX's own variables come first: JAX_COMPILATION_CACHE_DIR (another folder), JAX_ENABLE_COMPILATION_CACHE=false.
+    XDG_CACHE_HOME counts where it is an absolute path. Without a home, or one to write to, nothing is kept.
+    """
+    import jax
+
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    base = next(
+        (
+            path
+            for path in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))
+            if os.path.isabs(path)
+        ),
+        None,
+    )
+    for option, value in (
+        ("jax_compilation_cache_dir", base and os.path.join(base, "jaxdiff", "xla")),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+    ):
+        if option.upper() not in os.environ:
+            jax.config.update(option, value)

@@ -1,0 +1,74 @@
+"""`jaxdiff evaluate WORKDIR [--metrics fid,kid] [--steps 5,10,20,50]`: how good a run's samples are.
+
+    jaxdiff evaluate runs/fashion_mnist --data-path FOLDER --sampler ddim,dpmpp_2m --steps 5,10,20,50
+    jaxdiff evaluate runs/cats --features pt_inception-2015-12-05-6726825d.pth
+    jaxdiff evaluate runs/digits --metrics bpd --bits-num 200
+
+Draws --num samples for every sampler and number of steps, and measures them against the training images; the test
+images, measured alike, are the floor. WORKDIR/evaluation gets scores.json, table.md and fid.png after every cell:
+start the same command again to go on where it stopped. Other numbers of images, references or weights stay in
+scores.json and out of the table. Several processes are started as those of sample.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Annotated
+
+import tyro
+
+from jaxdiff.commands import use_compilation_cache
+from jaxdiff.commands.parser import FileName, Processes, parse
+from jaxdiff.errors import program
+from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS
+from jaxdiff.places import place
+from jaxdiff.training import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArguments(Processes):
+    """What to measure, and against what."""
+
+    workdir: tyro.conf.Positional[FileName]
+    """The run."""
+    metrics: Annotated[str, tyro.conf.arg(help=f"Of {', '.join([*METRICS, *LIKELIHOODS])}; by commas.")] = "fid,kid"
+    sampler: str | None = None
+    """Methods, by commas; default the run's own."""
+    steps: str | None = None
+    """Numbers of steps, by commas; default the run's own."""
+    num: int = 10_000
+    """Samples a cell."""
+    bits_num: int | None = None
+    """Test images for bpd and bpd_flow; default 1000, or all if fewer."""
+    guidance: float | None = None
+    """Classifier-free scale; default the run's own."""
+    eta: float | None = None
+    """Randomness of a method that has it."""
+    seed: int = 0
+    """Sample i depends on the seed and i alone."""
+    batch_size: int = 250
+    """Samples at a time."""
+    data_path: FileName = ""
+    """Where the data lies; default as the run was trained."""
+    data_name: str | None = None
+    """Another data set than the run's, as data.name has it."""
+    test_path: FileName = ""
+    """Test images in another place; a folder of images has none of its own."""
+    features: FileName = ""
+    """FILE of weights of FID's Inception or of a classifier, or MODULE:FUNCTION."""
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """Evaluates; the exit code and the table."""
+    arguments = parse(EvaluateArguments, argv, program("evaluate"), __doc__)
+    asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
+    asked |= {"workdir": place(arguments.workdir)} | {
+        name: asked[name] or None for name in ("data_path", "test_path", "features")
+    }
+    use_compilation_cache()
+
+    def evaluate() -> tuple[int, str]:
+        from jaxdiff.evaluation_job import Evaluation
+
+        return 0, Evaluation(SimpleNamespace(**asked)).run()
+
+    return processes.run(arguments.place(), program("evaluate"), evaluate)

@@ -1,0 +1,65 @@
+"""`jaxdiff plan [CONFIG] [--topology ...]`: what a step needs; `train --dry-run` is the same."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from jaxdiff.commands import use_compilation_cache
+from jaxdiff.commands.parser import FileName, parse_config
+from jaxdiff.config import Config
+from jaxdiff.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanArguments:
+    """Print the resolved config and what a step of it will cost, and write nothing. CONFIG as for train."""
+
+    config: Annotated[tyro.conf.FlagConversionOff[Config], tyro.conf.arg(name="")]
+    topology: str = ""
+    """Of a plan: TPU slices to compile the step for, such as v5e:16x16,v6e:8x8@2 (two slices); none is needed."""
+    batch_per_chip: int | None = None
+    """With --topology: so many images a chip, in place of train.batch_size."""
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --topology: compile this step only, not for the largest batch and other settings."""
+    plan_out: FileName = ""
+    """With --topology: write the plans as JSON to this file."""
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """The exit code and the plan, of arguments as they were typed."""
+    return plan(parse_config(PlanArguments, argv, "plan"))
+
+
+def plan(arguments: PlanArguments) -> tuple[int, str]:
+    """The cost of a step; or plans, topology by topology, written as they come, since one can take many minutes.
+
+    Raises:
+      UserError: an option is missing its --topology, or the config does not fit.
+    """
+    check(arguments)
+    use_compilation_cache()
+    from jaxdiff import places
+    from jaxdiff import plan as planning  # imports everything: not before the arguments are known to be right
+
+    config, texts, done = arguments.config, [], []
+    if not arguments.topology:
+        return 0, planning.describe(config)
+    topologies = arguments.topology.split(",")
+    for name in topologies:
+        planning.parse_topology(name)
+    if arguments.plan_out:
+        places.check_writable(places.place(arguments.plan_out), "--plan-out")
+    for name in topologies:
+        done.append(planning.plan(config, name, batch_per_chip=arguments.batch_per_chip, quick=arguments.quick))
+        texts.append(planning.plan_text(done[-1]))
+        if arguments.plan_out:
+            places.write_whole(places.place(arguments.plan_out), planning.plans_json(config, done).encode())
+    return 0, "\n\n".join(texts)
+
+
+def check(arguments: PlanArguments, dry_run: bool = True) -> None:
+    """Raises UserError if an option of the plan stands without one."""
+    for name in ("topology", "batch_per_chip", "quick", "plan_out"):
+        if getattr(arguments, name) and not (dry_run and arguments.topology):
+            raise UserError(f"--{name.replace('_', '-')} needs --{'topology' if dry_run else 'dry-run'}")

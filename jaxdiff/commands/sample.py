@@ -1,0 +1,93 @@
+"""`jaxdiff sample WORKDIR [--option value ...]`: samples of a run, or images of a text; sample.py is the same."""
+
+import dataclasses
+from typing import Literal
+
+import tyro
+
+from jaxdiff.arguments import take_members
+from jaxdiff.commands import use_compilation_cache
+from jaxdiff.commands.parser import FileName, Processes, parse
+from jaxdiff.config_files import load_plugins
+from jaxdiff.errors import program
+from jaxdiff.places import place
+from jaxdiff.schema import Options
+from jaxdiff.training import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleArguments(Processes):
+    """Draw samples from a run with its EMA parameters, or images of a text from a Stable Diffusion folder."""
+
+    workdir: tyro.conf.Positional[FileName]
+    """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
+    sampler: str | None = None
+    """Sampling method; default: the run's own, and so for the next three."""
+    sampler_options: Options = dataclasses.field(default_factory=dict)
+    """Its options, such as --sampler-options.order 3."""
+    steps: int | None = None
+    """Sampling steps."""
+    spacing: str | None = None
+    """How the steps are spread over time: trailing, leading, linspace, quadratic, log_snr or karras."""
+    spacing_options: Options = dataclasses.field(default_factory=dict)
+    """Its options: t_min, rho."""
+    eta: float | None = None
+    """Randomness, 0 to 1, of a method that has it."""
+    guidance: float | None = None
+    """Guidance scale; default with --prompt 7.5."""
+    guidance_rule: str | None = None
+    """How the condition is exaggerated: cfg, interval, rescaled, apg, cfg_pp, cfg_zero_star or autoguidance."""
+    guidance_options: Options = dataclasses.field(default_factory=dict)
+    """Its options, such as --guidance-options.low 0.2."""
+    threshold: str | None = None
+    """How x_0 estimates are kept in range: none, static or dynamic."""
+    threshold_options: Options = dataclasses.field(default_factory=dict)
+    """Its options: limit, percentile."""
+    seed: int = 0
+    """Sample i depends on the seed and i alone."""
+    num: int | None = None
+    """How many; default 64, or 4 with --trajectory, 1 with --prompt."""
+    classes: tuple[str, ...] = ()
+    """Classes to go through in turn, by number or name; default all."""
+    batch_size: int | None = None
+    """How many to draw at once; default 64, or 4 with --prompt."""
+    trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Draw the walk from noise to image instead: x_t and the x_0 estimate."""
+    out: FileName = ""
+    """FILE.png (a grid), FILE.npz (arrays), a folder (single PNGs); with --trajectory FILE.png or FILE.gif."""
+    prompt: str | None = None
+    """A text to make images of."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    init_image: FileName = ""
+    """A picture of the model's size to start from."""
+    strength: float = 0.75
+    """With --init-image: how much of the walk is made, above 0 to 1; little stays near the picture."""
+    mask: FileName = ""
+    """With --init-image: a picture of the same size; white is drawn anew, black stays."""
+    height: int | None = None
+    """Pixels, with --prompt; default the model's own."""
+    width: int | None = None
+    """Likewise."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """What to compute in, with --prompt; default float32 (norms, softmax and the last layer always are)."""
+    ema: float | None = None
+    """Relative width of the average to draw with, e.g. 0.10, of a run with train.posthoc_ema; default: its own EMA."""
+
+
+def run(argv: list[str]) -> tuple[int, str]:
+    """Draws; the exit code and the line that says where the samples are."""
+    argv = load_plugins(argv)[1]
+    default, argv = take_members(SampleArguments(workdir=tyro.MISSING), argv)
+    arguments = parse(SampleArguments, argv, program("sample"), default=default)
+    use_compilation_cache()
+
+    def draw() -> tuple[int, str]:
+        from jaxdiff import sampling_job
+
+        asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
+        for name in ("workdir", "out", "init_image", "mask"):
+            asked[name] = place(asked[name]) if asked[name] else None
+        return sampling_job.draw(sampling_job.Request(**asked))
+
+    return processes.run(arguments.place(), program("sample"), draw)
