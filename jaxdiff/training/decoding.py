@@ -87,7 +87,10 @@ def open_image(file: io.BytesIO | io.BufferedReader, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise CorruptImageError(f"{name}: {error}") from error
     except _DAMAGE as error:
-        raise _damaged(name, f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image", error) from error
+        what = f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
+        if "HEIF" not in FORMATS and name.lower().endswith((".heic", ".heif")):
+            what += "; HEIC is read where the package pillow-heif is installed"
+        raise _damaged(name, what, error) from error
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise CorruptImageError(f"{name}: {width} x {height} pixels, more than {MAX_PIXELS} are not decoded")
@@ -178,7 +181,8 @@ def _alpha(image: Image.Image) -> Image.Image | None:
         return None
     if image.mode == "P":
         return image.convert("RGBA").getchannel("A")
-    hidden = np.multiply(hidden, _LEVELS.get(image.tile[0].args if image.tile else "", 1)).astype(np.uint16)
+    tiles = getattr(image, "tile", None)  # of a file whose pixels are not decoded yet: how they are packed
+    hidden = np.multiply(hidden, _LEVELS.get(tiles[0].args, 1) if tiles else 1).astype(np.uint16)
     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     shown = (pixels != hidden).reshape(image.height, image.width, -1).any(-1)
     return Image.fromarray(np.where(shown, 255, 0).astype(np.uint8))
