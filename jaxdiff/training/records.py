@@ -6,22 +6,58 @@ import gzip
 import io
 import math
 import os
+import re
 import struct
 import zlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from jaxdiff.errors import UserError
-from jaxdiff.training.decoding import channels_of, decode_image, open_image
+from jaxdiff.training.decoding import (
+    WHITE,
+    Colour,
+    CorruptImageError,
+    decode_image,
+    is_animated,
+    open_image,
+    shape_of,
+)
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
 MAX_IDX_BYTES = 2**31
 OWN_NAMES = ("digits", "fashion_mnist", "folder")
 
+_RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
+_PICTURES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_PICTURES |= {".heic", ".heif", ".hif", ".jp2", ".jxl", ".pbm", ".pgm", ".ppm", ".psd", ".svg", ".tga", *_RAW}
+"""Endings of pictures, also of those that are not read: such a file is meant, and named where it cannot be."""
+_OTHERS = {
+    ".txt",
+    ".caption",
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".xml",
+    ".html",
+    ".md",
+    ".yaml",
+    ".db",
+    ".ini",
+    ".log",
+}
+_OTHERS |= {".mp4", ".mov", ".avi", ".mkv", ".mp3", ".wav", ".zip", ".pdf", ".npy", ".npz", ".parquet", ".py", ".exe"}
+"""Endings of what lies beside pictures, and is not even looked into."""
+_SYSTEM = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+"""Folders that systems leave everywhere."""
+
+Numbering = Literal["natural", "text"] | tuple[str, ...]
+"""How class folders get their numbers: in natural order (9 before 10), as text (10 before 9), or as in these names."""
 
 Shape = tuple[int | None, int | None, int | None]
 """(h, w, c) of all records; None where one has to look."""
@@ -33,8 +69,22 @@ class Records(Protocol):
 
     shape: Shape
     num_classes: int
-    identity: str
-    """What the records are, without their pixels: a fingerprint's cheap half."""
+    class_names: tuple[str, ...]
+    """By number; () where they have none."""
+
+    @property
+    def identity(self) -> str:
+        """What the records are, without their pixels: a fingerprint's cheap half."""
+        ...
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever reads them should know."""
+        ...
+
+    def leave_out(self, corrupt: Collection[int]) -> None:
+        """Drops records for good; those behind them move up."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -46,7 +96,9 @@ class Records(Protocol):
         """The (h, w, c) of a record from its header alone. Raises CorruptImageError."""
         ...
 
-    def read(self, index: int, channels: int, resize: int | None) -> tuple[UInt8[np.ndarray, "h w channels"], int]:
+    def read(
+        self, index: int, channels: int, resize: int | None, background: Colour = WHITE
+    ) -> tuple[UInt8[np.ndarray, "h w channels"], int]:
         """A record's pixels and label. Raises CorruptImageError."""
         ...
 
@@ -54,12 +106,19 @@ class Records(Protocol):
 class FolderRecords:
     """The images of a folder, in the order of their paths; its sub-folders, if it has any, are the classes.
 
-    Hidden files are passed over; any other file counts as a record, so that one which is no image is noticed.
+    What is no picture by its name (hidden, .txt, .mp4, Thumbs.db, in __MACOSX) is passed over and counted. Any other
+    file counts as a record, so that one which cannot be read is noticed.
+
+    Args:
+        path: The folder.
+        split: It has one, `train`.
+        allow_empty: Let a class have no images, and its number; else it is refused.
+        numbering: Of the classes; with names, other ones are refused.
     """
 
     shape: Shape = (None, None, None)
 
-    def __init__(self, path: str, split: str):
+    def __init__(self, path: str, split: str, allow_empty: bool = False, numbering: Numbering = "natural"):
         if split != "train":
             raise UserError(
                 f"data.split: {split}: a folder of images has one split, train; set data.path to the other images"
@@ -67,26 +126,51 @@ class FolderRecords:
         folder = Path(path).expanduser()
         if not path or not folder.is_dir():
             raise UserError(f"data.path: {path or '(empty)'} is not a folder; give the folder that holds the images")
-        paths = sorted(
-            Path(base, file).relative_to(folder)
-            for base, _, files in os.walk(folder, followlinks=True)
-            for file in files
-        )
-        paths = [found for found in paths if not any(part.startswith(".") for part in found.parts)]
+        paths, self._ignored, folders = _pictures_of(folder)
         if not paths:
-            raise UserError(f"data.path: {folder} holds no files; PNG, JPEG or WebP images are what is read")
+            but = f" but {self._ignored[0]} and the like" if self._ignored else ""
+            raise UserError(f"data.path: {folder} holds no files{but}; images such as PNG and JPEG are what is read")
         loose = [found for found in paths if len(found.parts) == 1]
-        classes = sorted({found.parts[0] for found in paths if len(found.parts) > 1})
+        classes = {found.parts[0] for found in paths if len(found.parts) > 1}
         if loose and classes:
             raise UserError(
-                f"data.path: {folder} holds both files ({loose[0]}) and sub-folders ({classes[0]}); "
+                f"data.path: {folder} holds both files ({min(loose)}) and sub-folders ({min(classes)}); "
                 "either all images lie in the folder itself, or each in the sub-folder of its class"
             )
+        empty = sorted(folders - classes, key=natural_order) if classes else []
+        if empty and not allow_empty:
+            raise UserError(
+                f"data.path: the class {_few(empty)} of {folder} has no images; remove the folder, or set "
+                "data.allow_empty=true for a class that has a number all the same"
+            )
+        self.class_names = _numbered(folder, classes.union(empty), numbering, allow_empty) if classes else ()
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        labelled = sorted((numbers[found.parts[0]] if classes else 0, found) for found in paths)
         self._folder = folder
-        self._paths = [found.as_posix() for found in paths]
-        self._labels = [classes.index(found.parts[0]) if classes else 0 for found in paths]
-        self.num_classes = len(classes)
-        self.identity = "\n".join(f"{found} {(folder / found).stat().st_size}" for found in self._paths)
+        self._paths = [found.as_posix() for _, found in labelled]
+        self._labels = [label for label, _ in labelled]
+        self.num_classes = len(self.class_names)
+        self._animated: set[str] = set()
+
+    @property
+    def identity(self) -> str:
+        """Path and size of every file."""
+        return "\n".join(f"{found} {(self._folder / found).stat().st_size}" for found in self._paths)
+
+    @property
+    def notes(self) -> list[str]:
+        """The files passed over, and those of which `measure` found that they have several frames."""
+        found = {
+            "that are no pictures by their names are passed over": self._ignored,
+            "with several frames are read by the first": sorted(self._animated),
+        }
+        return [f"files {what}: {len(files)} ({_few(files, 3)})" for what, files in found.items() if files]
+
+    def leave_out(self, corrupt: Collection[int]) -> None:
+        """Drops records for good."""
+        kept = [index for index in range(len(self)) if index not in corrupt]
+        self._paths = [self._paths[index] for index in kept]
+        self._labels = [self._labels[index] for index in kept]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -97,13 +181,102 @@ class FolderRecords:
 
     def measure(self, index: int) -> tuple[int, int, int]:
         """Height, width and channels from the file's header."""
-        with open(self.name(index), "rb") as file, open_image(file, self.name(index)) as image:
-            return image.height, image.width, channels_of(image)
+        with self._open(index) as file, open_image(file, self.name(index)) as image:
+            shape = shape_of(image)
+            if is_animated(image):
+                self._animated.add(self._paths[index])
+            return shape
 
-    def read(self, index: int, channels: int, resize: int | None) -> tuple[np.ndarray, int]:
+    def read(self, index: int, channels: int, resize: int | None, background: Colour = WHITE) -> tuple[np.ndarray, int]:
         """Pixels and label."""
-        with open(self.name(index), "rb") as file, open_image(file, self.name(index)) as image:
-            return decode_image(image, self.name(index), channels, resize), self._labels[index]
+        with self._open(index) as file, open_image(file, self.name(index)) as image:
+            return decode_image(image, self.name(index), channels, resize, background), self._labels[index]
+
+    def _open(self, index: int) -> io.BufferedReader:
+        name = self.name(index)
+        if Path(name).suffix.lower() in _RAW:  # they look like TIFF, and hold a thumbnail as such
+            raise CorruptImageError(f"{name}: a camera's raw file; convert it to PNG, JPEG or TIFF")
+        try:
+            return open(name, "rb")
+        except OSError as error:
+            if os.path.exists(name) and not isinstance(error, PermissionError):
+                raise  # the disk's fault, or the network's
+            reason = "a link to nowhere" if os.path.islink(name) else error.strerror
+            raise CorruptImageError(f"{name}: {reason}") from error
+
+
+def _pictures_of(folder: Path) -> tuple[list[Path], list[Path], set[str]]:
+    """The pictures by their names, the other files, and the sub-folders; relative to folder, links followed."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"data.path: {error.filename}: {error.strerror}")
+
+    pictures, others, folders = [], [], set()
+    for base, names, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(base).relative_to(folder)
+        names[:] = [name for name in names if not _leads_back(Path(base, name))]
+        folders |= {name for name in names if _is_meant(name)} if not here.parts else set()
+        meant = all(map(_is_meant, here.parts))
+        for file in files:
+            is_picture = meant and _is_meant(file) and _is_picture(Path(base, file))
+            (pictures if is_picture else others).append(here / file)
+    return pictures, sorted(others), folders
+
+
+def _is_meant(name: str) -> bool:
+    return not name.startswith(".") and name not in _SYSTEM
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return path.is_symlink() and Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
+
+
+def _is_picture(path: Path) -> bool:
+    """By the ending of its name; by its first bytes where that says nothing."""
+    suffix = path.suffix.lower()
+    if suffix in _OTHERS or (os.path.exists(path) and not os.path.isfile(path)):  # a pipe would be waited for
+        return False
+    if suffix in _PICTURES or not suffix:
+        return True
+    with contextlib.suppress(CorruptImageError, PermissionError, FileNotFoundError), path.open("rb") as file:
+        open_image(file, str(path))
+        return True
+    return False
+
+
+def _numbered(folder: Path, classes: set[str], numbering: Numbering, allow_empty: bool) -> tuple[str, ...]:
+    """The classes in the order of their numbers."""
+    if numbering == "text":
+        return tuple(sorted(classes))
+    if numbering == "natural":
+        return tuple(sorted(classes, key=natural_order))
+    missing = set() if allow_empty else set(numbering) - classes
+    check_class_names(str(folder), sorted(classes - set(numbering)), sorted(missing))
+    return numbering
+
+
+def check_class_names(where: str, strange: Sequence[str], missing: Sequence[str]) -> None:
+    """Raises UserError if a data set has classes that the run has not, or lacks some of the run's."""
+    if strange or missing:
+        parts = [
+            f"{_few(names)} {what}" for names, what in ((strange, "not of the run"), (missing, "missing")) if names
+        ]
+        raise UserError(f"the classes of {where} are not those of the run: {', '.join(parts)}")
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names with numbers in them as people count.
+
+    >>> sorted(["b", "10", "9", "a2", "a10"], key=natural_order)
+    ['9', '10', 'a2', 'a10', 'b']
+    """
+    parts: list[str | int] = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+    return parts, name
+
+
+def _few(names: Sequence[Any], number: int = 10) -> str:
+    return ", ".join(map(str, names[:number])) + (f" and {len(names) - number} more" if len(names) > number else "")
 
 
 class IdxRecords:
@@ -113,6 +286,8 @@ class IdxRecords:
     """
 
     num_classes = 10
+    class_names: tuple[str, ...] = ()
+    notes: list[str] = []  # noqa: RUF012
 
     def __init__(self, path: str, split: str):
         if split not in ("train", "test"):
@@ -128,6 +303,10 @@ class IdxRecords:
         self.shape: Shape = self.images.shape[1:]
         self.identity = f"{prefix} of {len(self.images)}"
 
+    def leave_out(self, corrupt: Collection[int]) -> None:
+        """There is nothing to drop: the files are read whole or refused."""
+        del corrupt
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -140,8 +319,9 @@ class IdxRecords:
         del index
         return self.images.shape[1:]
 
-    def read(self, index: int, channels: int, resize: int | None) -> tuple[np.ndarray, int]:
+    def read(self, index: int, channels: int, resize: int | None, background: Colour = WHITE) -> tuple[np.ndarray, int]:
         """Pixels and label."""
+        del background
         image = Image.fromarray(self.images[index, ..., 0])
         return decode_image(image, self.name(index), channels, resize), int(self.labels[index])
 
@@ -177,6 +357,8 @@ class TfdsRecords:
     TFDS hands over the encoded bytes, and the images are decoded here, bounded like any other.
     """
 
+    notes: list[str] = []  # noqa: RUF012
+
     def __init__(self, builder: Any, split: str):
         import tensorflow_datasets as tfds
 
@@ -187,6 +369,7 @@ class TfdsRecords:
             )
         self._has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
         self.num_classes: int = features["label"].num_classes if self._has_label else 0
+        self.class_names = tuple(features["label"].names) if self._has_label else ()
         try:
             self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except (ValueError, KeyError) as error:
@@ -202,25 +385,30 @@ class TfdsRecords:
         self.shape: Shape = (h, w, c if c in (1, 3) else None)
         self._title = f"{builder.info.full_name} {split}"
         self.identity = f"{self._title} of {len(self._source)}, {builder.info.dataset_size} bytes"
+        self._kept: Sequence[int] = range(len(self._source))
+
+    def leave_out(self, corrupt: Collection[int]) -> None:
+        """Drops records for good."""
+        self._kept = [number for index, number in enumerate(self._kept) if index not in corrupt]
+        self.identity += f" without {sorted(corrupt)}"
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._kept)
 
     def name(self, index: int) -> str:
         """Data set, version, split and the record's number."""
-        return f"{self._title}, record {index}"
+        return f"{self._title}, record {self._kept[index]}"
 
     def measure(self, index: int) -> tuple[int, int, int]:
         """Height, width and channels from the record's image header."""
-        image = open_image(io.BytesIO(self._source[index]["image"]), self.name(index))
-        return image.height, image.width, channels_of(image)
+        return shape_of(open_image(io.BytesIO(self._source[self._kept[index]]["image"]), self.name(index)))
 
-    def read(self, index: int, channels: int, resize: int | None) -> tuple[np.ndarray, int]:
+    def read(self, index: int, channels: int, resize: int | None, background: Colour = WHITE) -> tuple[np.ndarray, int]:
         """Pixels and label."""
-        example = self._source[index]
+        example = self._source[self._kept[index]]
         image = open_image(io.BytesIO(example["image"]), self.name(index))
         label = int(example["label"]) if self._has_label else 0
-        return decode_image(image, self.name(index), channels, resize), label
+        return decode_image(image, self.name(index), channels, resize, background), label
 
 
 def open_digits(path: str, split: str) -> TfdsRecords:

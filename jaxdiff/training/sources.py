@@ -4,23 +4,49 @@ import hashlib
 import math
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from jaxdiff.errors import UserError
-from jaxdiff.training.decoding import CorruptImageError
-from jaxdiff.training.records import FolderRecords, IdxRecords, Records, open_digits, open_tfds
+from jaxdiff.training.decoding import Colour, CorruptImageError, colour
+from jaxdiff.training.records import (
+    FolderRecords,
+    IdxRecords,
+    Numbering,
+    Records,
+    check_class_names,
+    open_digits,
+    open_tfds,
+)
 
 MEMORY_LIMIT = 2 * 2**30
 """Data sets of up to so many bytes of pixels are decoded once and held in memory (2 GiB)."""
 SUBSTITUTE_LIMIT = 0.01
 """The share of records that `on_error="substitute"` may replace before it is the data set that is wrong."""
 _REMEDY = "remove it, or set data.on_error=substitute"
+_LISTED = 20  # bad records that an error names
 _SAMPLED = 64  # records whose pixels the fingerprint of a data set too large for memory covers
 
-OnError = Literal["stop", "substitute"]
+OnError = Literal["stop", "substitute", "skip"]
+
+
+class About(NamedTuple):
+    """What a source was made of.
+
+    Attributes:
+        class_names: By number; () where they have none.
+        left_out: The corrupt records that on_error="skip" left out, a line each.
+        notes: What whoever trains with it should know.
+    """
+
+    class_names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+_NOTHING = About()
 
 
 def open_dataset(
@@ -29,20 +55,28 @@ def open_dataset(
     split: str = "train",
     resize: int | None = None,
     on_error: OnError = "stop",
+    background: str = "white",
+    allow_empty: bool = False,
+    numbering: Numbering = "natural",
 ) -> "Source":
     """Opens a data set and checks what can be checked before training.
 
     Args:
         name: `digits` (scikit-learn's, prepared as a TFDS data set on first use), `fashion_mnist` (its four
-            idx files), `folder` (PNG, JPEG or WebP images; sub-folders are classes), or the name of a data set
-            that TFDS has prepared.
+            idx files), `folder` (images; sub-folders are classes), or the name of a data set that TFDS has
+            prepared.
         path: Folder of the images or idx files, or TFDS's data_dir; empty for the default one (`folder` has
             none).
         split: `train` or `test`; what TFDS understands where TFDS reads.
         resize: None, or the side of the square every image is brought to: shorter side scaled to it (bicubic,
             antialiased), then the centre. Grey and colour images become colour where both occur.
-        on_error: What a corrupt image does: `stop` with its name, or `substitute` the next good record for it,
-            the same one every time, for up to SUBSTITUTE_LIMIT of all.
+        on_error: What a corrupt image does: `stop` with the names of all that are found; `substitute` the next
+            good record for it, the same one every time, for up to SUBSTITUTE_LIMIT of all; or `skip` it, as if it
+            were not there. Where the images do not fit into memory, their headers alone are looked at now, and
+            what turns out to be damaged later is substituted.
+        background: The colour that transparent images are laid on, by name or as #rrggbb.
+        allow_empty: Let a class folder hold no images.
+        numbering: Of the class folders, see `Numbering`; names are also compared with TFDS's.
 
     Returns:
         The source: in memory up to MEMORY_LIMIT, else one that decodes when asked.
@@ -50,20 +84,26 @@ def open_dataset(
     Raises:
         UserError: If the data set is unknown, missing, empty, mixed, or corrupt beyond what on_error allows.
     """
-    path = path or ""
+    path, laid_on = path or "", colour(background)
     if name == "digits":
         records: Records = open_digits(path, split)
     elif name == "fashion_mnist":
         records = IdxRecords(path, split)
     elif name == "folder":
-        records = FolderRecords(path, split)
+        records = FolderRecords(path, split, allow_empty, numbering)
     else:
         records = open_tfds(name, path, split)
+    if isinstance(numbering, tuple) and records.class_names not in ((), numbering):
+        strange, missing = set(records.class_names) - set(numbering), set(numbering) - set(records.class_names)
+        check_class_names(name, sorted(strange), sorted(missing))
     if isinstance(records, IdxRecords) and resize is None:
         return MemorySource(records.images, records.labels, records.num_classes, set())
-    shape, corrupt = _survey(records, resize, on_error)
-    source = RecordSource(records, shape, resize, on_error, corrupt)
-    return source.load() if len(records) * math.prod(shape) <= MEMORY_LIMIT else source
+    shape, errors = _survey(records, resize, on_error)
+    source = RecordSource(records, shape, resize, on_error, laid_on)
+    if len(records) * math.prod(shape) <= MEMORY_LIMIT:
+        return source.load(errors)
+    source.settle(errors)
+    return source
 
 
 class MemorySource:
@@ -75,6 +115,7 @@ class MemorySource:
         shape: (h, w, c) of every image.
         num_classes: 0 if the records have no classes; every label is 0 then.
         substituted: The records found corrupt so far, in whose place the next good one stands.
+        about: What it was made of.
     """
 
     def __init__(
@@ -83,8 +124,9 @@ class MemorySource:
         labels: Int32[np.ndarray, " n"],
         num_classes: int,
         substituted: set[int],
+        about: About = _NOTHING,
     ):
-        self._images, self._labels = images, labels
+        self._images, self._labels, self.about = images, labels, about
         self.shape = images.shape[1:]
         self.num_classes = num_classes
         self.substituted = substituted
@@ -120,13 +162,14 @@ class RecordSource:
         shape: tuple[int, int, int],
         resize: int | None,
         on_error: OnError,
-        corrupt: set[int],
+        background: Colour,
     ):
-        self._records, self._resize = records, resize
+        self._records, self._resize, self._background = records, resize, background
         self._on_error: OnError = on_error
         self.shape = shape
         self.num_classes = records.num_classes
-        self.substituted = corrupt
+        self.substituted: set[int] = set()
+        self.about = About(records.class_names, (), tuple(records.notes))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -162,25 +205,35 @@ class RecordSource:
         if len(self.substituted) > SUBSTITUTE_LIMIT * len(self):
             raise UserError(_too_many(len(self.substituted), len(self)))
 
-    def load(self) -> MemorySource:
-        """Decodes every record, and fills the places of corrupt ones as `__getitem__` would."""
+    def settle(self, errors: dict[int, str]) -> None:
+        """Does with the records that were found corrupt what on_error says. Raises UserError where that is to stop."""
+        _judge(errors, len(self), self._on_error)
+        if self._on_error == "skip":
+            self._records.leave_out(errors.keys())
+            self.about = self.about._replace(left_out=tuple(errors[index] for index in sorted(errors)))
+        else:
+            self.note_corrupt(errors)
+
+    def load(self, errors: dict[int, str]) -> MemorySource:
+        """Decodes every record but those known to be corrupt; all of these are then settled."""
         images = np.empty((len(self), *self.shape), np.uint8)
         labels = np.zeros(len(self), np.int32)
-        errors = {}
-        for index in range(len(self)):
+        errors = dict(errors)
+        for index in (index for index in range(len(self)) if index not in errors):
             try:
                 images[index], labels[index] = self._read(index)
             except CorruptImageError as error:
                 errors[index] = str(error)
-        _judge(errors, len(self), self._on_error)
-        self.note_corrupt(errors)
+        self.settle(errors)
+        if self.about.left_out:
+            images, labels = (np.delete(array, list(errors), axis=0) for array in (images, labels))
         for index in self.substituted:
             record = self[index]
             images[index], labels[index] = record["image"], record["label"]
-        return MemorySource(images, labels, self.num_classes, self.substituted)
+        return MemorySource(images, labels, self.num_classes, self.substituted, self.about)
 
     def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
-        image, label = self._records.read(index, self.shape[-1], self._resize)
+        image, label = self._records.read(index, self.shape[-1], self._resize, self._background)
         if image.shape != self.shape:
             raise CorruptImageError(f"{self._records.name(index)}: shape {image.shape} where all have {self.shape}")
         return image, label
@@ -189,11 +242,11 @@ class RecordSource:
 Source = MemorySource | RecordSource
 
 
-def _survey(records: Records, resize: int | None, on_error: OnError) -> tuple[tuple[int, int, int], set[int]]:
+def _survey(records: Records, resize: int | None, on_error: OnError) -> tuple[tuple[int, int, int], dict[int, str]]:
     """The shape all images will have, and the records that are no images, from headers alone."""
     height, width, channels = resize or records.shape[0], resize or records.shape[1], records.shape[2]
     if height and width and channels:
-        return (height, width, channels), set()
+        return (height, width, channels), {}
     shapes: dict[tuple[int, int, int], str] = {}
     errors = {}
     for index in range(len(records)):
@@ -201,24 +254,27 @@ def _survey(records: Records, resize: int | None, on_error: OnError) -> tuple[tu
             shapes.setdefault(records.measure(index), records.name(index))
         except CorruptImageError as error:
             errors[index] = str(error)
-    _judge(errors, len(records), on_error)
+    if len(shapes) != 1:
+        _judge(errors, len(records), on_error)
     if resize is not None:
-        return (resize, resize, max(channels for _, _, channels in shapes)), set(errors)
+        return (resize, resize, max(channels for _, _, channels in shapes)), errors
     if len(shapes) > 1:
         (one, one_name), (other, other_name) = list(shapes.items())[:2]
         raise UserError(
             f"images of {len(shapes)} sizes or channel counts: {one_name} is {_words(one)}, {other_name} is "
             f"{_words(other)}; set data.resize to the side of the squares to train on"
         )
-    return next(iter(shapes)), set(errors)
+    return next(iter(shapes)), errors
 
 
 def _judge(errors: dict[int, str], total: int, on_error: OnError) -> None:
-    """Raises UserError if what is corrupt is more than on_error allows."""
-    if errors and on_error == "stop":
-        raise UserError(f"{errors[min(errors)]}; {total - len(errors)} of {total} are good; {_REMEDY}")
-    if len(errors) > SUBSTITUTE_LIMIT * total:
-        raise UserError(f"{_too_many(len(errors), total)}; the first: {errors[min(errors)]}")
+    """Raises UserError if what is corrupt is more than on_error allows; names the first of them."""
+    lines = [errors[index] for index in sorted(errors)]
+    listed = "; ".join(lines[:_LISTED]) + (f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else "")
+    if errors and (on_error == "stop" or len(errors) == total):
+        raise UserError(f"{listed}; {total - len(errors)} of {total} are good; {_REMEDY} or skip")
+    if on_error == "substitute" and len(errors) > SUBSTITUTE_LIMIT * total:
+        raise UserError(f"{_too_many(len(errors), total)}; they are: {listed}")
 
 
 def _too_many(count: int, total: int) -> str:

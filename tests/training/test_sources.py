@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -187,9 +188,178 @@ def test_mixed_images_need_a_resize_rule(folder, other):
 
 
 def test_a_file_that_is_no_image_is_named_with_the_count_of_good_ones(folder):
-    (folder / "cat" / "notes.txt").write_text("remember the milk")
-    with pytest.raises(UserError, match=r"cat/notes\.txt: not a PNG.*120 of 121 are good"):
+    (folder / "cat" / "page.png").write_text("<html>403 Forbidden</html>")
+    with pytest.raises(UserError, match=r"cat/page\.png: not a PNG.*120 of 121 are good"):
         open_dataset("folder", str(folder))
+
+
+def test_what_is_no_picture_by_its_name_is_passed_over_and_counted(folder):
+    before = open_dataset("folder", str(folder))
+    others = ["Thumbs.db", "cat/notes.txt", "dog/clip.mp4", "cat/000.png.xmp", "cat/._000.png", "__MACOSX/cat/a.png"]
+    for name in [*others, "cat/.cache/000.png", "@eaDir/b.jpg"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0" * 80)
+    os.mkfifo(folder / "cat" / "pipe.png")  # reading it would never end
+    source = open_dataset("folder", str(folder))
+    assert (len(source), source.num_classes, source.fingerprint) == (120, 2, before.fingerprint)
+    assert before.about.notes == () and len(source.about.notes) == 1
+    assert "passed over: 9 (" in source.about.notes[0] and "Thumbs.db" in source.about.notes[0]
+
+
+def test_a_picture_of_a_strange_name_is_read(folder):
+    (folder / "cat" / "000.png").rename(folder / "cat" / "000")
+    (folder / "cat" / "002.png").rename(folder / "cat" / "002.PNG_large")
+    assert len(open_dataset("folder", str(folder))) == 120
+
+
+def test_a_folder_of_other_files_says_so(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"holds no files but notes\.txt"):
+        open_dataset("folder", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.psd", "a.svg", "a.jxl", "a.nef"])
+def test_pictures_that_are_not_read_are_named_rather_than_passed_over(folder, name):
+    Image.fromarray(PIXELS[0]).save(folder / "cat" / "a.tif")
+    (folder / "cat" / "a.tif").rename(folder / "cat" / name)
+    if name != "a.nef":  # a camera's raw file is a TIFF of its thumbnail
+        (folder / "cat" / name).write_bytes(b"8BPS" + bytes(40))
+    with pytest.raises(UserError, match=rf"cat/{name}: .*120 of 121 are good"):
+        open_dataset("folder", str(folder))
+
+
+def test_links_to_nowhere_are_named_and_loops_are_not_followed(folder):
+    (folder / "cat" / "again").symlink_to("..")
+    assert len(open_dataset("folder", str(folder))) == 120
+    (folder / "cat" / "gone.png").symlink_to("/nonexistent")
+    (folder / "cat" / "round.png").symlink_to("round.png")
+    with pytest.raises(UserError, match=r"gone\.png: a link to nowhere; .*round\.png: a link to nowhere; 120 of 122"):
+        open_dataset("folder", str(folder))
+
+
+@pytest.mark.parametrize("limit", [2**31, 0], ids=["memory", "records"])
+def test_all_bad_files_are_listed_at_once_up_to_twenty(folder, monkeypatch, limit):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", limit)
+    for index in range(0, 60, 2):
+        (folder / "cat" / f"{index:03}.png").write_bytes(b"")
+    if limit:  # else the headers alone are looked at
+        _truncate(folder / "dog" / "001.png")
+    with pytest.raises(UserError) as caught:
+        open_dataset("folder", str(folder))
+    line, bad = str(caught.value), 31 if limit else 30
+    assert line.count(".png: ") == 20 and f"; and {bad - 20} more; {120 - bad} of 120 are good" in line
+    assert "\n" not in line
+    (folder / "cat" / "000.png").unlink()  # fewer than twenty: all of them, also those whose header is good
+    for index in range(2, 40, 2):
+        (folder / "cat" / f"{index:03}.png").unlink()
+    with pytest.raises(UserError) as caught:
+        open_dataset("folder", str(folder))
+    assert str(caught.value).count(".png: ") == 10 + bool(limit)
+    assert ("001.png: a damaged image" in str(caught.value)) == bool(limit)
+
+
+@pytest.mark.parametrize("limit", [2**31, 0], ids=["memory", "records"])
+def test_skip_leaves_bad_files_out_for_good_as_if_they_were_not_there(folder, monkeypatch, limit):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", limit)
+    bad = [folder / "cat" / "000.png", folder / "dog" / "003.png"]
+    for path in bad:
+        path.write_text("gone")
+    source = open_dataset("folder", str(folder), on_error="skip")
+    assert (len(source), source.substituted, len(source.about.left_out)) == (118, set(), 2)
+    assert all(line.startswith(f"{path}: not a PNG") for line, path in zip(source.about.left_out, bad, strict=True))
+    assert np.array_equal(_all(source)[0][0], PIXELS[2]) and _all(source)[1].tolist() == [0] * 59 + [1] * 59
+    for path in bad:
+        path.unlink()
+    assert open_dataset("folder", str(folder)).fingerprint == source.fingerprint
+
+
+def test_skip_leaves_damaged_pixels_out_and_does_not_train_on_nothing(folder):
+    _truncate(folder / "dog" / "011.png")
+    source = open_dataset("folder", str(folder), on_error="skip")
+    assert len(source) == 119 and "011.png: a damaged image" in source.about.left_out[0]
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="0 of 120 are good"):
+        open_dataset("folder", str(folder), on_error="skip")
+
+
+@pytest.mark.parametrize("limit", [2**31, 0], ids=["memory", "records"])
+def test_transparent_pictures_lie_on_the_background(folder, monkeypatch, limit):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", limit)
+    Image.fromarray(np.full((6, 5, 4), (1, 2, 3, 0), np.uint8)).save(folder / "cat" / "000.png")
+    for options, pixel in (
+        ({}, (255,) * 3),
+        ({"background": "#0102ff"}, (1, 2, 255)),
+        ({"background": "red"}, (255, 0, 0)),
+    ):
+        assert (open_dataset("folder", str(folder), **options)[0]["image"] == pixel).all()
+    for wrong in ("whitee", "", "#12", "#11223344"):
+        with pytest.raises(UserError, match=rf"data\.background: '{wrong}' is no colour; give a name such as white"):
+            open_dataset("digits", background=wrong)
+
+
+def test_turned_pictures_are_turned_before_sizes_are_compared(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.ascontiguousarray(PIXELS[0].transpose(1, 0, 2)[:, ::-1])).save(
+        folder / "cat" / "000.png", exif=exif
+    )
+    assert np.array_equal(open_dataset("folder", str(folder))[0]["image"], PIXELS[0])
+
+
+def test_an_animated_picture_is_read_by_its_first_frame_and_noted(folder):
+    frames = [Image.fromarray(pixels) for pixels in PIXELS[:2]]
+    frames[0].save(folder / "cat" / "000.webp", save_all=True, append_images=frames[1:], lossless=True)
+    source = open_dataset("folder", str(folder))
+    assert np.array_equal(source[0]["image"], PIXELS[0]) and len(source) == 121
+    assert source.about.notes == ("files with several frames are read by the first: 1 (cat/000.webp)",)
+
+
+def test_an_empty_class_folder_is_named_and_refused_unless_allowed(folder):
+    (folder / "cow").mkdir()
+    (folder / "cow" / "notes.txt").touch()
+    (folder / "bee" / "deep").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"class bee, cow of .* has no images; .*data\.allow_empty=true"):
+        open_dataset("folder", str(folder))
+    source = open_dataset("folder", str(folder), allow_empty=True)
+    assert source.about.class_names == ("bee", "cat", "cow", "dog") and source.num_classes == 4
+    assert np.unique(_all(source)[1]).tolist() == [1, 3]
+
+
+def _twelve(tmp_path, names):
+    """Class folders with a grey level of 20 times their name each."""
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((4, 4), 20 * int(name), np.uint8)).save(tmp_path / name / "0.png")
+    return str(tmp_path)
+
+
+def test_class_folders_are_numbered_as_people_count(tmp_path):
+    path = _twelve(tmp_path, map(str, range(12)))
+    source = open_dataset("folder", path)
+    assert source.about.class_names == tuple(map(str, range(12)))
+    assert (_all(source)[0][:, 0, 0, 0] == 20 * _all(source)[1]).all() and _all(source)[1].tolist() == [*range(12)]
+    as_text = open_dataset("folder", path, numbering="text")
+    assert as_text.about.class_names[:4] == ("0", "1", "10", "11")
+    assert _all(as_text)[0][:4, 0, 0, 0].tolist() == [0, 20, 200, 220]
+    again = open_dataset("folder", path, numbering=as_text.about.class_names)
+    assert again.fingerprint == as_text.fingerprint != source.fingerprint
+
+
+def test_classes_of_other_names_are_refused_with_the_names(tmp_path):
+    path = _twelve(tmp_path, ("1", "2", "4"))
+    with pytest.raises(UserError, match=r"not those of the run: 4 not of the run, 3 missing$"):
+        open_dataset("folder", path, numbering=("1", "2", "3"))
+    with pytest.raises(UserError, match="4 not of the run$"):
+        open_dataset("folder", path, numbering=("1", "2"))
+    source = open_dataset("folder", path, numbering=("1", "2", "3", "4"), allow_empty=True)
+    assert source.num_classes == 4 and _all(source)[1].tolist() == [0, 1, 3]
+
+
+def test_class_names_of_a_tfds_data_set(tmp_path):
+    assert open_dataset("digits", str(tmp_path)).about.class_names == tuple("0123456789")
+    with pytest.raises(UserError, match="the classes of digits are not those of the run: 0, 1.* one missing"):
+        open_dataset("digits", str(tmp_path), numbering=("one",))
 
 
 def test_a_truncated_image_is_named_with_the_count_of_good_ones(folder):
