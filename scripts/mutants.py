@@ -352,8 +352,8 @@ TRAPS = (
         "A consistency loss that hardly sees small noise: what it distils keeps it",
         "tests/losses/test_consistency.py::test_widest_gap_is_the_denoising_loss",
         "jaxdiff/losses/consistency.py",
-        "/ ((phi - _angle(m_r)) * jnp.sin(phi) ** 2)",
-        "/ (phi - _angle(m_r))",
+        "/ (gap * sine**2)",
+        "/ gap",
     ),
     Trap(
         "One key for time and noise",
@@ -375,6 +375,20 @@ TRAPS = (
         "jaxdiff/denoisers.py",
         "predict(x_t, t, cond).astype(x_t.dtype)",
         "predict(x_t, t, cond)",
+    ),
+    Trap(
+        "Weights of a reconstructed average that do not sum to 1, and scale the network where snapshots are few",
+        "tests/training/test_posthoc.py::test_the_combination_is_the_nearest_profile_of_those_that_sum_to_1[0.15-3]",
+        "jaxdiff/training/posthoc.py",
+        "weights[pivot] = 1.0 - weights.sum()",
+        "weights = np.linalg.lstsq(gram, wanted, rcond=None)[0]",
+    ),
+    Trap(
+        "Two times closer than float32 can tell apart: a gap of 0 or less, and a negative or infinite loss",
+        "tests/losses/test_consistency.py::test_the_gap_of_a_continuous_schedule_stays_where_float32_sees_it[flow]",
+        "jaxdiff/losses/consistency.py",
+        "gap = jnp.maximum(gap, 1.0 / FINEST)",
+        "gap = jnp.maximum(gap, 0.0)",
     ),
 )
 

@@ -9,6 +9,9 @@ one path, f is made to agree with itself:
     distillation   x_r is one DDIM step from x_t with the teacher's denoiser                                      (2)
     training       x_r has the noise that x_t has, and no teacher is needed                                       (3)
 
+On a continuous schedule the gap is no less than phi_t/`FINEST`, and in w an angle below `SMALL` counts as that: beyond,
+float32 sees the rounding of x and not the network. A table's gaps are exact.
+
 As r -> t both have the end of the flow as their fixed point; with a gap, (2) has the teacher's DDIM walk over the gaps,
 and on Gaussian data (3) has the same. r = 0 in (3) is the denoising loss: a diffusion model is the start of training,
 and the gap is narrowed from there (`narrowing`). Samples are drawn with `samplers.lcm`.
@@ -33,6 +36,11 @@ from jaxdiff.losses.denoising import draw, mean_square
 from jaxdiff.losses.time_sampling import TimeSampling, uniform
 from jaxdiff.process import add_noise
 from jaxdiff.schedules import Marginal, Schedule
+
+FINEST = 2.0**12
+"""Gaps on a continuous schedule are no less than phi_t/FINEST."""
+SMALL = 2.0**-7
+"""The angle at which 1 % of the loss is rounding in float32, for images of size 1 and a gap of phi/FINEST."""
 
 Earlier = Callable[[jax.Array, Schedule], jax.Array]  # (t [batch], schedule) -> r [batch], 0 <= r < t
 
@@ -93,14 +101,18 @@ def consistency_loss(
 
     goal = end(target or predict, x_r, r)
     goal = jax.lax.stop_gradient(jnp.where(m_r.like(x_0).sigma > 0, goal, x_r))
-    phi = _angle(drawn.m)
-    return mean_square(end(predict, drawn.x_t, drawn.t) - goal) / ((phi - _angle(m_r)) * jnp.sin(phi) ** 2)
+    m_t = drawn.m
+    gap = jnp.arctan2(m_t.sigma * m_r.alpha - m_t.alpha * m_r.sigma, m_t.alpha * m_r.alpha + m_t.sigma * m_r.sigma)
+    sine = jnp.sin(_angle(m_t))
+    if schedule.num_steps is None:
+        gap, sine = jnp.maximum(gap, SMALL / FINEST), jnp.maximum(sine, SMALL)
+    return mean_square(end(predict, drawn.x_t, drawn.t) - goal) / (gap * sine**2)
 
 
 def narrowing(stage: float | Array) -> Earlier:
     """phi_r = phi_t (1 - 2^-stage): from r = 0 at stage 0, which is diffusion, to r -> t.
 
-    A discrete schedule takes the nearest of its times below t.
+    A discrete schedule takes the nearest of its times below t. On a continuous one the gap stops at phi_t/`FINEST`.
 
     Args:
       stage: >= 0, which may be traced; raised during training, for example by one every tenth of it.
@@ -113,8 +125,11 @@ def narrowing(stage: float | Array) -> Earlier:
     """
 
     def earlier(t: Float[Array, " batch"], schedule: Schedule) -> Float[Array, " batch"]:
-        phi = _angle(schedule(t)) * (1.0 - 2.0 ** -jnp.asarray(stage, jnp.result_type(float)))
-        above = jnp.maximum(phi, 1e-12)
+        gap = 2.0 ** -jnp.asarray(stage, jnp.result_type(float))
+        if schedule.num_steps is None:
+            gap = jnp.maximum(gap, 1.0 / FINEST)
+        phi = _angle(schedule(t)) * (1.0 - gap)
+        above = jnp.where(phi > 0, phi, 1.0)
         r = schedule.time_of_log_snr(2.0 * (jnp.log(jnp.cos(above)) - jnp.log(jnp.sin(above))))
         if schedule.num_steps is not None:
             r = jnp.minimum(r, jnp.maximum(jnp.round(t * schedule.num_steps) - 1.0, 0.0) / schedule.num_steps)

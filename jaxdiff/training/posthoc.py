@@ -7,7 +7,8 @@ With n steps done and theta(i) the parameters after step i, an average of expone
 
 whose relative width is sigma_rel = sqrt(gamma+1) / [(gamma+2) sqrt(gamma+3)], the standard deviation of i/n under (1):
 the weights' shape does not depend on n, and the random start has none. Any other average is near the span of snapshots
-of tracked ones; the least squares over the profiles give the coefficients.
+of tracked ones: the coefficients are those of the nearest profile whose weights sum to 1, as those of (1) do. Without
+that condition the nearest profile is a small one where snapshots are few, and scales the network.
 
 Source: Karras et al. 2024 (EDM2), section 3 and appendix C, algorithms 2 and 3.
 """
@@ -63,24 +64,56 @@ def update(averages: tuple[Any, ...], params: Any, step: Int[Array, ""] | int, w
 def coefficients(
     steps: Sequence[int], widths: Sequence[float], step: int, width: float
 ) -> Float64[np.ndarray, " snapshots"]:
-    """The combination of snapshots whose profile is nearest to that of `width` at `step`.
+    """The combination of snapshots whose profile is nearest to that of `width` at `step`, of those that sum to 1.
 
     Args:
-      steps: of each snapshot, >= 1.
+      steps: of each snapshot, in 1..step.
       widths: of each snapshot.
       step: at which the average is wanted.
       width: its sigma_rel.
 
-    Source: EDM2, algorithm 3.
+    Source: EDM2, algorithm 3, where the sum is not constrained (the released code divides by it).
 
     >>> np.abs(coefficients([100, 200], [0.1, 0.1], 200, 0.1)).round(6).tolist()
     [0.0, 1.0]
+    >>> float(coefficients([100, 100], [0.05, 0.1], 100, 0.15).sum())
+    1.0
     """
-    t = np.array(steps, np.float64)
-    gamma = np.array([exponent(w) for w in widths])
-    gram = _inner(t[:, None], gamma[:, None], t[None], gamma[None])
-    wanted = _inner(t, gamma, np.array(float(step)), np.array(exponent(width)))
-    return np.linalg.lstsq(gram, wanted, rcond=None)[0]
+    products = _products(steps, widths, step, width)
+    gram, wanted = products[:-1, :-1], products[:-1, -1]
+    pivot = int(np.argmin(np.diag(gram) - 2 * wanted))  # the nearest snapshot; the others enter by what they differ
+    differences = gram - gram[pivot][None] - gram[:, pivot][:, None] + gram[pivot, pivot]
+    gain = wanted - wanted[pivot] - gram[:, pivot] + gram[pivot, pivot]
+    weights = np.linalg.lstsq(differences, gain, rcond=None)[0]
+    weights[pivot] = 0.0
+    weights[pivot] = 1.0 - weights.sum()
+    return weights
+
+
+def profile_error(
+    steps: Sequence[int], widths: Sequence[float], step: int, width: float, weights: Sequence[float] | np.ndarray
+) -> float:
+    """The distance of a combination's profile from that of `width` at `step`, as a share of the latter's norm.
+
+    Args:
+      steps: of each snapshot, in 1..step.
+      widths: of each snapshot.
+      step: at which the average is wanted.
+      width: its sigma_rel.
+      weights: of each snapshot.
+
+    >>> round(profile_error([100, 100], [0.05, 0.1], 100, 0.15, [0.0, 1.0]), 3)
+    0.442
+    """
+    products, rest = _products(steps, widths, step, width), np.append(weights, -1.0)
+    return float(np.sqrt(max(0.0, rest @ products @ rest) / products[-1, -1]))
+
+
+def _products(steps: Sequence[int], widths: Sequence[float], step: int, width: float) -> np.ndarray:
+    """Inner products of the snapshots' profiles, and of the one wanted, which is the last row and column."""
+    t = np.array([*steps, step], np.float64) / step
+    gamma = np.array([exponent(w) for w in (*widths, width)])
+    return _inner(t[:, None], gamma[:, None], t[None], gamma[None])
 
 
 def _inner(t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray) -> np.ndarray:

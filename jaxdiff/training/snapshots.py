@@ -1,6 +1,7 @@
 """Snapshots of the tracked averages, kept in workdir/ema/STEP like checkpoints, and any other average made of them."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jaxdiff.training.reading import directory_of, steps_in
 from jaxdiff.training.state import TrainState
 
 FOLDER = "ema"
+WORST = 0.5
+"""Profile error from which on a reconstruction is refused for the nearest tracked average."""
 
 
 class Snapshots(Checkpoints):
@@ -37,7 +40,8 @@ def reconstruct(
     """The average of relative width `width` at state.step, from the snapshots up to it and the state's own averages.
 
     Snapshots are read one after another. One that is corrupt is passed over, with a line on stderr: the nearest
-    combination of the others is taken.
+    combination of the others is taken. The error of the profile is a line on stderr too; where the snapshots are too
+    few for the width (an error above `WORST`), the nearest of the state's own averages is returned, and said.
 
     Args:
       workdir: of the run.
@@ -58,24 +62,35 @@ def reconstruct(
         raise UserError(f"--ema {width} must be a relative width in 0..{posthoc.WIDEST:.4f}; 0.05 to 0.20 are usual")
     last = int(state.step)
     steps = [step for step in steps_in(directory_of(workdir, FOLDER)) if 0 < step < last]
+    own = list(state.posthoc.values()) if isinstance(state.posthoc, dict) else list(state.posthoc)
+    distances = [posthoc.profile_error([last], [one], last, width, [1.0]) for one in tracked]
+    nearest = int(np.argmin(distances))
     while True:
-        weights = posthoc.coefficients(
-            np.repeat([*steps, last], len(tracked)).tolist(), [*tracked] * (len(steps) + 1), last, width
-        ).reshape(-1, len(tracked))
-        total = _combine(None, state.posthoc, weights[-1])
+        profiles = np.repeat([*steps, last], len(tracked)).tolist(), [*tracked] * (len(steps) + 1), last, width
+        weights = posthoc.coefficients(*profiles)
+        error = posthoc.profile_error(*profiles, weights)
+        if error > WORST:
+            report(
+                f"--ema {width}: {len(steps)} snapshots are too few for this width (the best combination is {error:.0%}"
+                f" off); the tracked average of {tracked[nearest]} is taken ({distances[nearest]:.0%} off). "
+                "A smaller train.checkpoint_every keeps more"
+            )
+            return own[nearest]
+        *earlier, now = weights.reshape(-1, len(tracked)).astype(np.float32)
+        total = _add(own[nearest], own[nearest], own, now)
         try:
-            for step, row in zip(steps, weights[:-1], strict=True):
-                total = _combine(total, restore(workdir, step, sharding, FOLDER).posthoc, row)
-            return total
-        except CheckpointError as error:
-            report(f"{error}: going on without that snapshot")
+            for step, row in zip(steps, earlier, strict=True):
+                total = _add(total, own[nearest], restore(workdir, step, sharding, FOLDER).posthoc.values(), row)
+        except CheckpointError as corrupt:
+            report(f"{corrupt}: going on without that snapshot")
             steps.remove(step)
+            continue
+        report(f"--ema {width}: made of {len(tracked)} averages and {len(steps)} snapshots, {error:.1%} off in profile")
+        return total
 
 
-def _combine(total: Any, averages: Any, weights: np.ndarray) -> Any:
-    """total + sum_i weights_i averages_i, in float32."""
-    trees = list(averages.values()) if isinstance(averages, dict) else list(averages)
-    for tree, weight in zip(trees, weights.astype(np.float32), strict=True):
-        scaled = jax.tree.map(lambda x, weight=weight: x * weight, tree)
-        total = scaled if total is None else jax.tree.map(lambda a, b: a + b, total, scaled)
+def _add(total: Any, base: Any, averages: Iterable[Any], weights: np.ndarray) -> Any:
+    """total + sum_i weights_i (averages_i - base), in float32: equal averages change no bit."""
+    for average, weight in zip(averages, weights, strict=True):
+        total = jax.tree.map(lambda x, a, b, weight=weight: x + weight * (a - b), total, average, base)
     return total
