@@ -1,32 +1,351 @@
-"""AdamW with clipped gradients and a linear warm-up (Loshchilov and Hutter 2019, Algorithm 2)."""
+"""Optimizers and learning-rate schedules: two families by name, with clipping, warm-up and one rule for weight decay.
 
-from typing import Any
+`OPTIMIZERS` and `LEARNING_RATES` are the registries. A member is a factory: what comes before the slash is handed over
+by `make_optimizer`, the keyword parameters after it are the member's options.
+
+An optimizer takes (rate, weight_decay, is_matrix): the learning-rate schedule, the decay, and (params) -> tree of
+bool. A schedule takes (peak, warmup_steps, steps) and gives the learning rate of update n = 0, 1, ...
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jaxdiff.training.state import leaf_name
+
+Rate = Callable[[Any], Any]
+Mask = Callable[[Any], Any]
+
+_NOT_DECAYED = re.compile(r"bias|scale|gain|embed|token")  # in the last part of a leaf's name
 
 
-def make_optimizer(
-    learning_rate: float, warmup_steps: int = 0, weight_decay: float = 0.0, clip_norm: float = 1.0
+def is_matrix(params: Any) -> Any:
+    """Which leaves are weight matrices or convolution kernels: those decay acts on, and Muon orthogonalises.
+
+    A leaf of two or more axes, unless its own name (the last part of its path) has bias, scale, gain, embed or token
+    in it: norms, biases, embeddings and learned tokens stay out, also where layers are stacked on a leading axis.
+
+    Args:
+      params: a tree of arrays.
+
+    Returns:
+      The same tree of bool.
+
+    >>> params = {"dense": {"kernel": np.ones((3, 2)), "bias": np.ones(2)}, "classes": {"embedding": np.ones((9, 2))}}
+    >>> is_matrix(params)
+    {'classes': {'embedding': False}, 'dense': {'bias': False, 'kernel': True}}
+    """
+
+    def decide(path: tuple, leaf: Any) -> bool:
+        return leaf.ndim > 1 and not _NOT_DECAYED.search(leaf_name(path).rpartition("/")[2])
+
+    return jax.tree_util.tree_map_with_path(decide, params)
+
+
+def adamw(
+    rate: Rate,
+    weight_decay: float,
+    mask: Mask,
+    /,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """Clip the global norm, then AdamW; update n = 0, 1, ... uses learning_rate min(1, (n+1)/warmup_steps).
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, Algorithm 2)."""
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, nesterov=nesterov, weight_decay=weight_decay, mask=mask)
+
+
+def adam(
+    rate: Rate,
+    weight_decay: float,
+    mask: Mask,
+    /,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """Adam without weight decay (Kingma and Ba 2015, Algorithm 1)."""
+    del mask
+    if weight_decay:
+        raise ValueError(f"adam has no weight decay; set weight_decay to 0, not {weight_decay}, or choose adamw")
+    return optax.adam(rate, b1=b1, b2=b2, eps=eps, nesterov=nesterov)
+
+
+def lion(
+    rate: Rate, weight_decay: float, mask: Mask, /, b1: float = 0.9, b2: float = 0.99
+) -> optax.GradientTransformation:
+    """Lion, the sign of a momentum (Chen et al. 2023, Algorithm 2): 3 to 10 times less rate than AdamW, more decay."""
+    return optax.lion(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+
+
+def adafactor(
+    rate: Rate,
+    weight_decay: float,
+    mask: Mask,
+    /,
+    decay_rate: float = 0.8,
+    clipping_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = True,
+    momentum: float | None = None,
+) -> optax.GradientTransformation:
+    """Adafactor, second moments by rows and columns (Shazeer and Stern 2018, Algorithms 4 and 5).
+
+    Where optax decays by the bare weight_decay, the decay here is multiplied by the rate as everywhere else.
+    """
+    return optax.adafactor(
+        rate,
+        decay_rate=decay_rate,
+        clipping_threshold=clipping_threshold,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        momentum=momentum,
+        weight_decay_rate=(lambda count: weight_decay * rate(count)) if weight_decay else None,
+        weight_decay_mask=mask,
+    )
+
+
+def muon(
+    rate: Rate,
+    weight_decay: float,
+    mask: Mask,
+    /,
+    beta: float = 0.95,
+    ns_steps: int = 5,
+    nesterov: bool = True,
+    consistent_rms: float | None = None,
+    adam_b1: float = 0.9,
+    adam_b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """Muon, the orthogonalised momentum of matrices (Jordan et al. 2024); all other leaves by Adam at the same rate.
+
+    A convolution is the matrix (height * width * inputs, outputs); an odd number of axes means stacked layers, each
+    orthogonalised by itself. Rates near 0.02 are usual; with consistent_rms=0.2 (Liu et al. 2025, equation 4) those
+    of AdamW.
+    """
+    from optax import contrib
+
+    def dimensions(params: Any) -> Any:
+        def axes(leaf: Any, matrix: bool) -> Any:
+            inputs = tuple(range(leaf.ndim % 2, leaf.ndim - 1))
+            return contrib.MuonDimensionNumbers(inputs, (leaf.ndim - 1,)) if matrix else None
+
+        return jax.tree.map(axes, params, mask(params))
+
+    return contrib.muon(
+        rate,
+        beta=beta,
+        ns_steps=ns_steps,
+        nesterov=nesterov,
+        consistent_rms=consistent_rms,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        weight_decay=weight_decay,
+        weight_decay_mask=mask,
+        muon_weight_dimension_numbers=dimensions,
+    )
+
+
+def sgd(
+    rate: Rate, weight_decay: float, mask: Mask, /, momentum: float = 0.0, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Gradient descent with momentum, the decay decoupled from it (Loshchilov and Hutter 2019, Algorithm 1)."""
+    return optax.chain(
+        optax.trace(momentum, nesterov) if momentum else optax.identity(),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": adamw,
+    "adam": adam,
+    "lion": lion,
+    "adafactor": adafactor,
+    "muon": muon,
+    "sgd": sgd,
+}
+
+
+def _warm(peak: float, warmup_steps: int, n: Any) -> Any:
+    """Peak, reached linearly: the first update has peak/warmup_steps, the last of the warm-up all of it."""
+    return peak * n.__array_namespace__().minimum(1.0, (n + 1) / max(warmup_steps, 1))
+
+
+def _check_end(end: float) -> None:
+    if not 0 <= end <= 1:
+        raise ValueError(f"end={end} is out of range; it is a part of the learning rate, 0 to 1")
+
+
+def _annealed(name: str, warmup_steps: int, steps: int | None) -> int:
+    """Updates after the warm-up."""
+    if steps is None:
+        raise ValueError(f"the {name} schedule needs to know the steps of the run; give steps")
+    if steps <= warmup_steps:
+        raise ValueError(f"the {name} schedule needs more steps than the warm-up: steps={steps}, {warmup_steps=}")
+    return steps - warmup_steps
+
+
+def constant(peak: float, warmup_steps: int, steps: int | None, /) -> Rate:
+    """Warm-up, then the same rate for ever: peak min(1, (n + 1)/warmup_steps)."""
+    del steps
+    return lambda n: _warm(peak, warmup_steps, n)
+
+
+def cosine(peak: float, warmup_steps: int, steps: int | None, /, end: float = 0.0) -> Rate:
+    """Warm-up, then half a cosine down to end * peak after the last step (Loshchilov and Hutter 2017, equation 5)."""
+    _check_end(end)
+    length = _annealed("cosine", warmup_steps, steps)
+
+    def rate(n: Any) -> Any:
+        xp = n.__array_namespace__()
+        part = xp.clip((n - warmup_steps) / length, 0.0, 1.0)
+        return _warm(peak, warmup_steps, n) * (end + (1 - end) * (1 + xp.cos(np.pi * part)) / 2)
+
+    return rate
+
+
+def linear(peak: float, warmup_steps: int, steps: int | None, /, end: float = 0.0) -> Rate:
+    """Warm-up, then a straight line down to end * peak after the last step."""
+    _check_end(end)
+    length = _annealed("linear", warmup_steps, steps)
+
+    def rate(n: Any) -> Any:
+        part = n.__array_namespace__().clip((n - warmup_steps) / length, 0.0, 1.0)
+        return _warm(peak, warmup_steps, n) * (1 - (1 - end) * part)
+
+    return rate
+
+
+def inverse_sqrt(peak: float, warmup_steps: int, steps: int | None, /, decay_from: int = 70_000) -> Rate:
+    """Warm-up, then peak/sqrt(max(n/decay_from, 1)), without an end (Karras et al. 2024, EDM2, equation 67).
+
+    decay_from is their t_ref in updates: 70,000 for ImageNet-512 in latents, 35,000 for ImageNet-64, of 2,048 images.
+    """
+    del steps
+    if decay_from < 1:
+        raise ValueError(f"decay_from={decay_from} is out of range; it is a number of updates, >= 1")
+
+    def rate(n: Any) -> Any:
+        xp = n.__array_namespace__()
+        return _warm(peak, warmup_steps, n) / xp.sqrt(xp.maximum(n / decay_from, 1.0))
+
+    return rate
+
+
+def wsd(
+    peak: float,
+    warmup_steps: int,
+    steps: int | None,
+    /,
+    decay: float = 0.2,
+    end: float = 0.0,
+    shape: Literal["linear", "sqrt"] = "linear",
+) -> Rate:
+    """Warm-up, a stable rate, and a decay to end * peak over the last part `decay` of all steps (Hu et al. 2024).
+
+    With s from 0 to 1 over the decay, the rate falls by 1 - s, or by 1 - sqrt(s) (Haegele et al. 2024, equation 1).
+    Up to the decay a run does not depend on its length, so that one can be lengthened.
+    """
+    _check_end(end)
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay={decay} is out of range; it is a part of all steps, above 0 and up to 1")
+    if shape not in ("linear", "sqrt"):
+        raise ValueError(f"shape={shape!r} is unknown; use 'linear' or 'sqrt'")
+    length = min(_annealed("wsd", warmup_steps, steps), round(decay * (steps or 0)) or 1)
+
+    def rate(n: Any) -> Any:
+        xp = n.__array_namespace__()
+        part = xp.clip((n - (steps or 0) + length) / length, 0.0, 1.0)
+        return _warm(peak, warmup_steps, n) * (1 - (1 - end) * (xp.sqrt(part) if shape == "sqrt" else part))
+
+    return rate
+
+
+LEARNING_RATES: dict[str, Callable[..., Rate]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "inverse_sqrt": inverse_sqrt,
+    "wsd": wsd,
+}
+
+
+def make_learning_rate(
+    learning_rate: float,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    schedule_options: Mapping[str, Any] = {},
+    steps: int | None = None,
+) -> Rate:
+    """The learning rate of update n = 0, 1, ..., an integer array; NumPy in, NumPy out.
 
     n counts applied updates: a batch that the NaN guard skips does not move the schedule, nor does the number of
-    devices. Decay acts on matrices and kernels alone, not on biases, norms or other vectors.
+    devices.
 
     Args:
       learning_rate: the rate after warm-up, > 0.
       warmup_steps: updates until the full rate, >= 0; the first update already moves.
-      weight_decay: decoupled decay, >= 0, multiplied by the rate.
+      schedule: a name of `LEARNING_RATES`.
+      schedule_options: its own.
+      steps: of the run, for the schedules that end.
+
+    Raises:
+      ValueError: an argument is outside its range, or a name or option is unknown.
+
+    >>> rate = make_learning_rate(0.1, 2, "cosine", {"end": 0.1}, steps=6)
+    >>> [round(float(rate(np.asarray(n))), 4) for n in range(7)]
+    [0.05, 0.1, 0.1, 0.0868, 0.055, 0.0232, 0.01]
+    """
+    for name, value, legal, bound in (
+        ("learning_rate", learning_rate, learning_rate > 0, "> 0"),
+        ("warmup_steps", warmup_steps, warmup_steps >= 0, ">= 0"),
+    ):
+        if not legal:
+            raise ValueError(f"{name}={value} is out of range; it must be {bound}")
+    return _build(
+        "learning-rate schedule", LEARNING_RATES, schedule, schedule_options, learning_rate, warmup_steps, steps
+    )
+
+
+def make_optimizer(
+    learning_rate: float,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+    name: str = "adamw",
+    options: Mapping[str, Any] = {},
+    schedule: str = "constant",
+    schedule_options: Mapping[str, Any] = {},
+    steps: int | None = None,
+) -> optax.GradientTransformation:
+    """Clip the global norm, then an optimizer of `OPTIMIZERS`, at the rate of `make_learning_rate`.
+
+    Args:
+      learning_rate: the rate after warm-up, > 0.
+      warmup_steps: updates until the full rate, >= 0; the first update already moves.
+      weight_decay: decoupled decay, >= 0, multiplied by the rate; it acts on the leaves that `is_matrix` names.
       clip_norm: largest global norm of the gradient, > 0 (inf: no clipping).
+      name: of the optimizer.
+      options: its own.
+      schedule: of the learning rate, a name of `LEARNING_RATES`.
+      schedule_options: its own.
+      steps: of the run, for the schedules that end.
 
     Returns:
       An optax transformation whose state depends on the parameters' structure alone.
 
     Raises:
-      ValueError: an argument is outside its range.
+      ValueError: an argument is outside its range, or a name or option is unknown.
 
     >>> import jax.numpy as jnp
     >>> optimizer = make_optimizer(0.1, warmup_steps=2)
@@ -35,23 +354,34 @@ def make_optimizer(
     >>> round(float(updates["w"][0]), 6)
     -0.05
     """
-    for name, value, legal in (
-        ("learning_rate", learning_rate, learning_rate > 0),
-        ("warmup_steps", warmup_steps, warmup_steps >= 0),
-        ("weight_decay", weight_decay, weight_decay >= 0),
-        ("clip_norm", clip_norm, clip_norm > 0),
+    for argument, value, legal, bound in (
+        ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
+        ("clip_norm", clip_norm, clip_norm > 0, "> 0"),
     ):
         if not legal:
-            bound = "> 0" if name in ("learning_rate", "clip_norm") else ">= 0"
-            raise ValueError(f"{name}={value} is out of range; it must be {bound}")
+            raise ValueError(f"{argument}={value} is out of range; it must be {bound}")
+    rate = make_learning_rate(learning_rate, warmup_steps, schedule, schedule_options, steps)
 
-    def rate(count: ArrayLike) -> jax.Array:
-        return learning_rate * jnp.minimum(1.0, (jnp.asarray(count) + 1) / max(warmup_steps, 1))
+    def traced(count: Any) -> Float[Array, ""]:
+        return rate(jnp.asarray(count))
 
-    def decayed(params: Any) -> Any:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
+    optimizer = _build("optimizer", OPTIMIZERS, name, options, traced, weight_decay, is_matrix)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(rate, weight_decay=weight_decay, mask=decayed),
-    )
+
+def _build(
+    title: str, members: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any], *given: Any
+) -> Any:
+    """The member of that name, made of what is given and its options.
+
+    Raises:
+      ValueError: unknown name or option, with the choices.
+    """
+    if name not in members:
+        raise ValueError(f"unknown {title} {name!r}; choose one of {', '.join(members)}")
+    parameters = inspect.signature(members[name]).parameters.values()
+    legal = [p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    for option in options:
+        if option not in legal:
+            raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(legal) or 'none'}")
+    return members[name](*given, **options)
