@@ -20,6 +20,7 @@ from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES, Schedule
 from jaxdiff.schema import Between, Options, decode, encode, out_of_range
 from jaxdiff.times import SPACINGS, time_grid
+from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,16 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up."""
+    """How the parameters follow the gradient."""
 
+    name: str = "adamw"
+    """adamw, adam, lion, adafactor, muon or sgd, see jaxdiff.training.optimizer."""
+    name_options: Options = dataclasses.field(default_factory=dict)
+    """Options of the optimizer, such as b2 of adamw."""
+    schedule: str = "constant"
+    """The learning rate after warm-up: constant, cosine, linear, inverse_sqrt or wsd."""
+    schedule_options: Options = dataclasses.field(default_factory=dict)
+    """Options of that schedule, such as end of cosine."""
     learning_rate: Annotated[float, Between(1e-12, 10)] = 2e-4
     """Learning rate after warm-up."""
     warmup_steps: Annotated[int, Between(0, 10**9)] = 1000
@@ -233,6 +242,8 @@ _FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its 
     ("diffusion", "weighting", WEIGHTINGS),
     ("diffusion", "time_sampling", TIME_SAMPLINGS),
     ("diffusion", "codec", CODECS),
+    ("optimizer", "name", OPTIMIZERS),
+    ("optimizer", "schedule", LEARNING_RATES),
     ("sampling", "sampler", SAMPLERS),
     ("sampling", "guidance_rule", RULES),
     ("sampling", "threshold", THRESHOLDS),

@@ -22,7 +22,6 @@ from jaxdiff.interop.schedulers import Scheduler, scheduler_from_config
 from jaxdiff.pictures import write_whole
 from jaxdiff.training import parallel
 from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
-from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 
 STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20, "dpmpp_3m": 20, "unipc": 20}  # ddpm takes all
@@ -56,7 +55,7 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
     broken = [path for path, leaf in names.leaf_paths(found.params) if not _is_finite(leaf)]
     if broken:
         raise UserError(f"{source} holds values that are not finite, in {', '.join(broken)}")
-    state = init_state(found.params, make_optimizer(**vars(config.optimizer)))
+    state = init_state(found.params, optimizer_of(config))
     about = {"shape": list(found.image_shape), "num_classes": config.model.num_classes, "fingerprint": None}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, {**about, "source": str(source), "skipped": 0, "time": time.time()}, wait=True)

@@ -12,10 +12,9 @@ import numpy as np
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
-from jaxdiff.recipe import check_data, make_objective, make_recipe
+from jaxdiff.recipe import check_data, make_objective, make_recipe, optimizer_of
 from jaxdiff.training import ema, parallel, posthoc
 from jaxdiff.training.checkpoints import restore
-from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import TrainState, init_state
 from jaxdiff.training.step import make_train_step
 
@@ -61,7 +60,7 @@ class Program:
         self.mesh = parallel.make_mesh(config.parallel.fsdp, devices)
         key = jax.random.key(config.seed, impl="threefry2x32")  # another impl makes noise depend on the batch
         self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
-        optimizer = make_optimizer(**vars(config.optimizer))
+        optimizer = optimizer_of(config)
         objective = make_objective(config, recipe)
         loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
         begun = loaded.pop("start", None)
@@ -86,20 +85,21 @@ class Program:
         self.plain_step = make_train_step(objective, optimizer, average, train.accumulate, track)
         self._mode, self._steps = config.parallel.mode, train.steps_per_call
         self._step: Any = parallel.compile_step(
-            self.plain_step, self.abstract, self.abstract_frozen, self.mesh, self._mode, self._steps
+            self.plain_step, self.abstract, self.mesh, self._mode, self._steps, self.abstract_frozen
         )
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
         image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
         self.batch = {"image": image, "label": rows, "row": rows}
 
     @functools.cached_property
-    def _placed(self) -> Any:
-        """The frozen trees on the devices, sharded as the state is."""
-        return jax.tree.map(lambda x, like: parallel.put(x, like.sharding), self.frozen, self.abstract_frozen)
+    def _placed(self) -> tuple[Any, ...]:
+        """The frozen trees on the devices, sharded as the state is; none where there are none."""
+        trees = jax.tree.map(lambda x, like: parallel.put(x, like.sharding), self.frozen, self.abstract_frozen)
+        return (trees,) if trees else ()
 
     def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Any]:
         """The compiled step, or call of several."""
-        return self._step(state, batch, key, self._placed)
+        return self._step(state, batch, key, *self._placed)
 
     def compiled(self) -> Callable[..., tuple[TrainState, Any]]:
         """`step`, compiled now rather than when it is first called; it takes the same arguments.
@@ -110,7 +110,7 @@ class Program:
             return self.step
         program = self.lower().compile()
         step = functools.partial(self._step, pmapped=program) if self._mode == "pmap" else program
-        return lambda state, batch, key: step(state, batch, key, self._placed)
+        return lambda state, batch, key: step(state, batch, key, *self._placed)
 
     def lower(self) -> Any:
         """The step as it is before a compiler for its devices has seen it (`jax.stages.Lowered`)."""
@@ -123,7 +123,8 @@ class Program:
 
         batch = jax.tree.map(shape, self.batch)
         batch = (np.int32(0), batch) if steps else batch
-        return self._step.lower(self.abstract, batch, self.keys["train"], self.abstract_frozen)
+        frozen = (self.abstract_frozen,) if self.frozen else ()
+        return self._step.lower(self.abstract, batch, self.keys["train"], *frozen)
 
     def place(self, batches: Sequence[Any]) -> Any:
         """What `step` takes: the NumPy batches of a call, on the devices."""

@@ -13,6 +13,7 @@ from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
 from jaxdiff.objectives import Objective, Setting
 from jaxdiff.samplers import SAMPLERS, Sampler
+from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS, make_optimizer
 
 PADDED_STEPS = 1000
 """Steps that one compiled sampling program serves on a continuous schedule; more of them compile another."""
@@ -86,6 +87,29 @@ def make_objective(config: Config, recipe: Recipe) -> Objective:
         return config.objective.make(setting)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def optimizer_of(config: Config) -> Any:
+    """The optax transformation of config.optimizer.
+
+    Raises:
+      UserError: a schedule that does not fit the steps of the run.
+    """
+    own = config.optimizer
+    try:
+        return make_optimizer(
+            own.learning_rate,
+            own.warmup_steps,
+            own.weight_decay,
+            own.clip_norm,
+            own.name,
+            decoded(OPTIMIZERS, own.name, own.name_options),
+            own.schedule,
+            decoded(LEARNING_RATES, own.schedule, own.schedule_options),
+            config.train.steps,
+        )
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from None
 
 
 def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False) -> Method:

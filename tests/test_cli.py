@@ -15,12 +15,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from jaxdiff import builders, commands, pictures, training_job, workdir
+from jaxdiff import commands, diffusion, pictures, recipe, training_job, workdir
 from jaxdiff.commands import main
 from jaxdiff.commands.parser import CONFIGS
-from jaxdiff.config import Consistency, validate
+from jaxdiff.config import validate
 from jaxdiff.config_files import load, read_run
 from jaxdiff.errors import command, program
+from jaxdiff.objectives import Consistency
 from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.parallel import make_mesh
@@ -214,27 +215,38 @@ def test_a_run_that_died_after_its_checkpoint_repeats_no_line(trained, config, t
 
 def test_a_consistency_run_begins_with_the_average(trained, config, tmp_path, capsys):
     """At a rate of nearly 0 the parameters stay what they were."""
-    start = ("--consistency.start", str(trained), "--train.steps", "1", "--train.sample_every", "0")
+    start = (
+        "--objective",
+        "consistency",
+        "--objective.start",
+        str(trained),
+        "--train.steps",
+        "1",
+        "--train.sample_every",
+        "0",
+    )
     assert _train(config, tmp_path / "a", *start, "--optimizer.learning_rate", "1e-12") == 0
     begun, average = restore(tmp_path / "a").params, restore(trained).ema_params
     chex.assert_trees_all_close(begun, average, rtol=0, atol=1e-9)
     capsys.readouterr()
     assert _train(config, tmp_path / "b", *start, "--model.channels", "8") == 2
     assert "model.channels 4, not 8; they must be equal" in _refusal(capsys)
-    assert _train(config, tmp_path / "b", "--consistency.start", str(tmp_path)) == 2
+    assert _train(config, tmp_path / "b", "--objective", "consistency", "--objective.start", str(tmp_path)) == 2
     assert "holds no run" in _refusal(capsys)
     assert not (tmp_path / "b").exists()
 
 
 def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(trained):
-    run = dataclasses.replace(read_run(trained), consistency=Consistency(start=str(trained), halve_every=10))
-    model, params = builders.build_model(run, 1), restore(trained).ema_params
+    run, params = read_run(trained), restore(trained).ema_params
+    made = recipe.make_recipe(run, (4, 4, 1))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)))
     keys = jax.random.split(jax.random.key(0), 3)
 
     def losses(teacher, step=0):
         batch = {"image": images, "label": jnp.arange(3) % 2, "step": jnp.full(3, step)}
-        return builders.build_loss(run, model, teacher)(params, batch, keys)
+        objective = Consistency(start=str(trained), teacher=teacher is not None, halve_every=10)
+        loss = recipe.make_objective(dataclasses.replace(run, objective=objective), made).loss
+        return loss(params, {"teacher": teacher}, batch, keys)
 
     alone, own, others = losses(None), losses(params), losses(jax.tree.map(lambda p: p + 0.1, params))
     assert np.all(alone != own) and np.all(own != others)
@@ -382,8 +394,9 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
     state = restore(trained, sharding=NamedSharding(mesh, PartitionSpec()))
 
     def expected(params, sampling):
-        draw = builders.build_sample(config, sampling, builders.build_model(config, 1), (4, 4, 1), 8, mesh)
-        return pictures.to_uint8(draw(params, jax.random.key(0), 8, labels))
+        made = recipe.make_recipe(config, (4, 4, 1))
+        draw = diffusion.make_draw(made, recipe.make_method(config, sampling), 8, mesh)
+        return pictures.to_uint8(draw(params, jax.random.key(0), 8, {"label": labels}))
 
     assert _close(drawn, expected(state.ema_params, config.sampling))
     assert not _close(drawn, expected(state.params, config.sampling))
@@ -420,11 +433,12 @@ def test_an_average_of_another_width_is_that_which_a_run_would_have_tracked(conf
 def test_a_ragged_last_batch_compiles_nothing(trained):
     config, mesh, compiled = read_run(trained), make_mesh(), []
     params = restore(trained, sharding=NamedSharding(mesh, PartitionSpec())).ema_params
-    draw = builders.build_sample(config, config.sampling, builders.build_model(config, 1), (4, 4, 1), 8, mesh)
-    draw(params, jax.random.key(0), 8, np.arange(8) % 2)
+    made = recipe.make_recipe(config, (4, 4, 1))
+    draw = diffusion.make_draw(made, recipe.make_method(config, config.sampling), 8, mesh)
+    draw(params, jax.random.key(0), 8, {"label": np.arange(8) % 2})
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
     try:
-        assert draw(params, jax.random.key(1), 19, np.arange(19) % 2).shape == (19, 4, 4, 1)
+        assert draw(params, jax.random.key(1), 19, {"label": np.arange(19) % 2}).shape == (19, 4, 4, 1)
         assert not [name for name in compiled if "compile" in name]
         jax.jit(lambda x: x + 3)(1.0)
         assert [name for name in compiled if "compile" in name]  # that it would have been noticed

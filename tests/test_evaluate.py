@@ -12,16 +12,16 @@ from PIL import Image
 
 import jaxdiff as jd
 from jaxdiff import evaluation_job
-from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.commands import main
-from jaxdiff.config import Config, Data, Diffusion, Model, Sampling
+from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, make_schedule
 from jaxdiff.config_files import read_run, to_json
 from jaxdiff.evaluation import frechet_distance
 from jaxdiff.evaluation.extractors import fashion_mnist_classifier
 from jaxdiff.evaluation.likelihood import bound_bits, flow_bits
 from jaxdiff.evaluation.moments import Gaussian
+from jaxdiff.program import example
+from jaxdiff.recipe import make_recipe, optimizer_of
 from jaxdiff.training.checkpoints import Checkpoints, restore
-from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import init_state
 
@@ -35,13 +35,11 @@ def write_idx(path, array):
 
 def save_run(workdir, config, shape):
     """What training for 0 steps would leave."""
-    inputs = jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32) if config.model.num_classes else None
-    params = jax.jit(build_model(config, shape[-1]).init)(jax.random.key(0), *inputs)["params"]
+    recipe = make_recipe(config, shape)
+    params = jax.jit(recipe.network.init)(jax.random.key(0), *example(recipe))["params"]
     params = jax.tree.map(lambda p: p + 0.01, params)  # a new network predicts zero
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(
-            init_state(params, make_optimizer(**vars(config.optimizer))), {"shape": list(shape)}, wait=True
-        )
+        checkpoints.save(init_state(params, optimizer_of(config)), {"shape": list(shape)}, wait=True)
     (workdir / "config.json").write_text(to_json(config))
     return workdir
 
@@ -84,10 +82,8 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert (run / "evaluation" / "fid.png").stat().st_size > 0
 
     drawn = []
-    plain = evaluation_job.build_sample
-    monkeypatch.setattr(
-        evaluation_job, "build_sample", lambda config, cell, *rest: drawn.append(cell) or plain(config, cell, *rest)
-    )
+    plain = evaluation_job.make_method
+    monkeypatch.setattr(evaluation_job, "make_method", lambda config, cell: drawn.append(cell) or plain(config, cell))
     assert command(run, "--steps", "2,3", "--sampler", "euler,ddim") == 0  # what is there is not drawn again
     assert [(cell.sampler, cell.steps) for cell in drawn] == [("euler", 2), ("euler", 3), ("ddim", 3)]
     assert [score for score in scores(run) if score in (floor, cell)] == [floor, cell]
@@ -147,7 +143,7 @@ def images_of_test_split(run, n):
 
 
 def network(run):
-    params, model = restore(run).ema_params, build_model(read_run(run), 1)
+    params, model = restore(run).ema_params, read_run(run).model.module(1)
     return lambda x_t, t, cond: model.apply({"params": params}, x_t, t, cond)
 
 
@@ -159,7 +155,7 @@ def test_bits_of_test_images_are_those_of_the_functions(run, capsys, monkeypatch
     assert f"{found['value']:.4g} ± " in out and "10 images of fashion_mnist, split test" in out
     assert (found["kind"], found["evaluations"], found["n"]) == ("bpd", 20, 10)
 
-    batch, schedule = images_of_test_split(run, 10), build_schedule(read_run(run))
+    batch, schedule = images_of_test_split(run, 10), make_schedule(read_run(run).diffusion)
     denoise = jd.as_denoiser(network(run), schedule=schedule, cond=jnp.asarray(batch["label"]))
     denoise = jd.static_threshold(denoise, schedule=schedule)
     bits = bound_bits(jd.sample_keys(jax.random.key(0), 10), denoise, jnp.asarray(batch["image"]), schedule)
@@ -176,7 +172,7 @@ def test_bits_by_the_flow_are_those_of_each_image_alone(run):
     assert command(run, "--metrics", "bpd_flow", "--bits-num", "3", "--batch-size", "2") == 0
     (found,) = [row for row in scores(run, "bits") if row["kind"] == "bpd_flow"]
     config, batch = read_run(run), images_of_test_split(run, 3)
-    predict, schedule = network(run), jd.schedules.interpolate(build_schedule(config))
+    predict, schedule = network(run), jd.schedules.interpolate(make_schedule(config.diffusion))
     keys, values = jd.sample_keys(jax.random.key(0), 3), []
     for i in range(3):
         denoise = jd.as_denoiser(predict, schedule=schedule, cond=jnp.asarray(batch["label"][i : i + 1]))

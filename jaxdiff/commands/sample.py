@@ -9,7 +9,7 @@ from jaxdiff.arguments import take_members
 from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import FileName, Processes, parse
 from jaxdiff.config_files import load_plugins
-from jaxdiff.errors import program
+from jaxdiff.errors import UserError, program
 from jaxdiff.places import place
 from jaxdiff.schema import Options
 from jaxdiff.training import processes
@@ -19,7 +19,7 @@ from jaxdiff.training import processes
 class SampleArguments(Processes):
     """Draw samples from a run with its EMA parameters, or images of a text from a Stable Diffusion folder."""
 
-    workdir: tyro.conf.Positional[FileName]
+    workdir: tyro.conf.Positional[FileName] = ""
     """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
     sampler: str | None = None
     """Sampling method; default: the run's own, and so for the next three."""
@@ -78,8 +78,10 @@ class SampleArguments(Processes):
 def run(argv: list[str]) -> tuple[int, str]:
     """Draws; the exit code and the line that says where the samples are."""
     argv = load_plugins(argv)[1]
-    default, argv = take_members(SampleArguments(workdir=tyro.MISSING), argv)
+    default, argv = take_members(SampleArguments(), argv)
     arguments = parse(SampleArguments, argv, program("sample"), default=default)
+    if not arguments.workdir:
+        raise UserError("WORKDIR is missing: the folder of a run, or of a Stable Diffusion model; see --help")
     use_compilation_cache()
 
     def draw() -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """Objectives: what a training step minimises."""
 
 from jaxdiff.family import Family
-from jaxdiff.objectives.base import Objective, ObjectiveOptions, Setting
+from jaxdiff.objectives.base import Objective, ObjectiveOptions, Setting, timed
 from jaxdiff.objectives.consistency import Consistency
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
@@ -9,4 +9,4 @@ from jaxdiff.objectives.hybrid import Hybrid
 OBJECTIVES = Family("objective", {"denoising": Denoising, "hybrid": Hybrid, "consistency": Consistency})
 ObjectiveOptions.family = OBJECTIVES
 
-__all__ = ["OBJECTIVES", "Consistency", "Denoising", "Hybrid", "Objective", "ObjectiveOptions", "Setting"]
+__all__ = ["OBJECTIVES", "Consistency", "Denoising", "Hybrid", "Objective", "ObjectiveOptions", "Setting", "timed"]

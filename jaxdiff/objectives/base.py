@@ -11,6 +11,7 @@ from jaxdiff.conditioning import Cond, hidden
 from jaxdiff.diffusion import Recipe
 from jaxdiff.family import Family
 from jaxdiff.losses import LossAware, Stratified, TimeSampling, Weighting, stratified, uniform
+from jaxdiff.schedules import Schedule
 
 Batch = dict[str, jax.Array]
 
@@ -99,9 +100,20 @@ def seen(setting: Setting, params: Any, frozen: Any, batch: Batch, keys: Array) 
     return Seen(predict, recipe.encode(frozen, batch["image"]), cond, noise_keys)
 
 
-def with_times(setting: Setting, loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]) -> Objective:
-    """The objective of a loss that takes its times from batch["t"] where they are there."""
-    times, schedule = setting.times, setting.recipe.schedule
+def timed(
+    loss: Callable[[Any, Any, Batch, jax.Array], jax.Array],
+    times: TimeSampling | LossAware | Stratified,
+    schedule: Schedule | None = None,
+    batch_size: int = 0,
+) -> Objective:
+    """The objective of a loss that takes its times from batch["t"] where they are there, and else draws its own.
+
+    Args:
+      loss: as `Objective.loss`.
+      times: how they are drawn.
+      schedule: for stratified times.
+      batch_size: likewise, rows of the global batch.
+    """
     if isinstance(times, LossAware):
 
         def aware(state: Any, step_key: Array, keys: Array, batch: Batch) -> tuple[Array, Batch]:
@@ -116,8 +128,8 @@ def with_times(setting: Setting, loss: Callable[[Any, Any, Batch, jax.Array], ja
         def spread(state: Any, step_key: Array, keys: Array, batch: Batch) -> tuple[Array, Batch]:
             del state
             # Rows are folded into the step's key, 0 to batch_size - 1: this number is none of theirs.
-            offset_key = jax.random.fold_in(step_key, setting.batch_size)
-            return keys, {"t": times.base(stratified(offset_key, batch["row"], setting.batch_size), schedule)}
+            offset_key = jax.random.fold_in(step_key, batch_size)
+            return keys, {"t": times.base(stratified(offset_key, batch["row"], batch_size), schedule)}
 
         return Objective(loss, draw=spread)
     return Objective(loss)
@@ -126,3 +138,8 @@ def with_times(setting: Setting, loss: Callable[[Any, Any, Batch, jax.Array], ja
 def time_sampling(setting: Setting) -> TimeSampling:
     """What a loss draws its times with where batch["t"] is not there."""
     return setting.times if callable(setting.times) else uniform
+
+
+def objective_of(setting: Setting, loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]) -> Objective:
+    """`timed` with what the setting says."""
+    return timed(loss, setting.times, setting.recipe.schedule, setting.batch_size)

@@ -7,7 +7,7 @@ import jax
 
 from jaxdiff.diffusion import Guidance, denoiser
 from jaxdiff.losses import consistency_loss, narrowing
-from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, seen, time_sampling, with_times
+from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, objective_of, seen, time_sampling
 from jaxdiff.schema import Between
 
 
@@ -53,4 +53,4 @@ class Consistency(ObjectiveOptions):
             how |= {"teacher": teacher, "time_sampling": times, "t": batch.get("t"), "cond": s.cond}
             return consistency_loss(s.keys, s.predict, s.x_0, **how)
 
-        return with_times(setting, loss)
+        return objective_of(setting, loss)

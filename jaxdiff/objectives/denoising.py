@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxdiff.losses import denoising_loss
-from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, seen, time_sampling, with_times
+from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, objective_of, seen, time_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Denoising(ObjectiveOptions):
             how = {"schedule": recipe.schedule, "prediction": recipe.prediction, "weighting": setting.weighting}
             return denoising_loss(s.keys, s.predict, s.x_0, **how, time_sampling=times, t=batch.get("t"), cond=s.cond)
 
-        return with_times(setting, loss)
+        return objective_of(setting, loss)

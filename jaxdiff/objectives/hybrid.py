@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 import jax
 
 from jaxdiff.losses import hybrid_loss
-from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, seen, time_sampling, with_times
+from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, objective_of, seen, time_sampling
 from jaxdiff.schema import Between
 
 
@@ -32,4 +32,4 @@ class Hybrid(ObjectiveOptions):
             how = {"schedule": recipe.schedule, "prediction": recipe.prediction, "bound_weight": self.bound_weight}
             return hybrid_loss(s.keys, s.predict, s.x_0, **how, time_sampling=times, t=batch.get("t"), cond=s.cond)
 
-        return with_times(setting, loss)
+        return objective_of(setting, loss)

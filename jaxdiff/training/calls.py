@@ -30,7 +30,7 @@ def make_call(step: Step) -> Callable[..., tuple[TrainState, History]]:
     """
 
     def call(
-        state: TrainState, batches: tuple[Any, Any], key: Any, frozen: Any = (), **options: Any
+        state: TrainState, batches: tuple[Any, Any], key: Any, frozen: Any = None, **options: Any
     ) -> tuple[TrainState, History]:
         count, stacked = batches
 

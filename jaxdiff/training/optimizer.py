@@ -7,7 +7,6 @@ An optimizer takes (rate, weight_decay, is_matrix): the learning-rate schedule, 
 bool. A schedule takes (peak, warmup_steps, steps) and gives the learning rate of update n = 0, 1, ...
 """
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from jaxdiff.family import Family
 from jaxdiff.training.state import leaf_name
 
 Rate = Callable[[Any], Any]
@@ -166,14 +166,9 @@ def sgd(
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": adamw,
-    "adam": adam,
-    "lion": lion,
-    "adafactor": adafactor,
-    "muon": muon,
-    "sgd": sgd,
-}
+OPTIMIZERS = Family(
+    "optimizer", {"adamw": adamw, "adam": adam, "lion": lion, "adafactor": adafactor, "muon": muon, "sgd": sgd}
+)
 
 
 def _warm(peak: float, warmup_steps: int, n: Any) -> Any:
@@ -271,13 +266,10 @@ def wsd(
     return rate
 
 
-LEARNING_RATES: dict[str, Callable[..., Rate]] = {
-    "constant": constant,
-    "cosine": cosine,
-    "linear": linear,
-    "inverse_sqrt": inverse_sqrt,
-    "wsd": wsd,
-}
+LEARNING_RATES = Family(
+    "learning-rate schedule",
+    {"constant": constant, "cosine": cosine, "linear": linear, "inverse_sqrt": inverse_sqrt, "wsd": wsd},
+)
 
 
 def make_learning_rate(
@@ -312,9 +304,7 @@ def make_learning_rate(
     ):
         if not legal:
             raise ValueError(f"{name}={value} is out of range; it must be {bound}")
-    return _build(
-        "learning-rate schedule", LEARNING_RATES, schedule, schedule_options, learning_rate, warmup_steps, steps
-    )
+    return LEARNING_RATES.build(schedule, schedule_options, learning_rate, warmup_steps, steps)
 
 
 def make_optimizer(
@@ -365,23 +355,5 @@ def make_optimizer(
     def traced(count: Any) -> Float[Array, ""]:
         return rate(jnp.asarray(count))
 
-    optimizer = _build("optimizer", OPTIMIZERS, name, options, traced, weight_decay, is_matrix)
+    optimizer = OPTIMIZERS.build(name, options, traced, weight_decay, is_matrix)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
-
-
-def _build(
-    title: str, members: Mapping[str, Callable[..., Any]], name: str, options: Mapping[str, Any], *given: Any
-) -> Any:
-    """The member of that name, made of what is given and its options.
-
-    Raises:
-      ValueError: unknown name or option, with the choices.
-    """
-    if name not in members:
-        raise ValueError(f"unknown {title} {name!r}; choose one of {', '.join(members)}")
-    parameters = inspect.signature(members[name]).parameters.values()
-    legal = [p.name for p in parameters if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
-    for option in options:
-        if option not in legal:
-            raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(legal) or 'none'}")
-    return members[name](*given, **options)

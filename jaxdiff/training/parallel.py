@@ -204,23 +204,23 @@ def put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def compile_step(
     step: Callable[..., tuple[TrainState, Any]],
     state: TrainState,
-    frozen: Any,
     mesh: Mesh,
     mode: str = "mesh",
     steps_per_call: int = 1,
+    frozen: Any = (),
 ) -> Callable[..., tuple[TrainState, Any]]:
     """Compile a step of `make_train_step` for the mesh; the state passed in is donated, so use the one returned.
 
     Args:
-      step: (state, batch, key, frozen, axis_name=None) -> (state, metrics).
+      step: (state, batch, key, frozen=(), axis_name=None) -> (state, metrics).
       state: the state or its abstract twin, for its structure.
-      frozen: likewise, what the step takes and does not train; {} for nothing.
       mesh: from `make_mesh`.
       mode: "mesh" (jit with shardings) or "pmap" (the same numbers; no fsdp).
       steps_per_call: above 1, up to so many steps by one call, see `calls.make_call`.
+      frozen: trees that the step takes and does not train, or their abstract twins; empty: it is not called with them.
 
     Returns:
-      (state, batch, key, frozen) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`, or from
+      (state, batch, key[, frozen]) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`, or from
       `shard_batches` for several steps.
 
     Raises:
@@ -231,14 +231,14 @@ def compile_step(
     step = make_call(step) if several else step
     if mode == "mesh":
         shardings = state_shardings(state, mesh)
-        kept = state_shardings({"frozen": frozen}, mesh)["frozen"]
+        kept = [state_shardings({"frozen": frozen}, mesh)["frozen"]] if frozen else []
         everywhere = NamedSharding(mesh, P())
         batch = (everywhere, _batch_sharding(mesh, 1)) if several else _batch_sharding(mesh)
         # Left to itself, the partitioner splits layers by channel and sends activations around.
         gather = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
         return jax.jit(
             functools.partial(step, gather=gather),
-            in_shardings=(shardings, batch, everywhere, kept),
+            in_shardings=(shardings, batch, everywhere, *kept),
             out_shardings=(shardings, everywhere),
             donate_argnums=0,
         )
@@ -246,15 +246,17 @@ def compile_step(
         raise ValueError(f"mode={mode!r} is unknown; use 'mesh' or 'pmap'")
     if mesh.shape["fsdp"] > 1:
         raise UserError("parallel.mode=pmap copies the state to every device; set parallel.fsdp=1 or mode=mesh")
-    return _compile_pmap(step, mesh, (None, 0) if several else 0)
+    return _compile_pmap(step, mesh, (None, 0) if several else 0, bool(frozen))
 
 
-def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch_axes: Any) -> Callable[..., Any]:
+def _compile_pmap(
+    step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch_axes: Any, frozen: bool
+) -> Callable[..., Any]:
     """The step under `jax.pmap`; the state is a copy on every device, as in mesh mode without fsdp."""
     lazy = jax.pmap(
         functools.partial(step, axis_name="batch"),
         axis_name="batch",
-        in_axes=(None, batch_axes, None, None),
+        in_axes=(None, batch_axes, None, *[None] * frozen),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=0,
@@ -262,12 +264,12 @@ def _compile_pmap(step: Callable[..., tuple[TrainState, Any]], mesh: Mesh, batch
     copies = NamedSharding(Mesh(mesh.devices.flatten(), ("batch",)), P())
     local = NamedSharding(Mesh(np.array(_local_devices(mesh)), ("batch",)), P())
 
-    def run(state: TrainState, batch: Any, key: Any, frozen: Any, pmapped: Any = lazy) -> tuple[TrainState, Any]:
+    def run(state: TrainState, batch: Any, key: Any, *frozen: Any, pmapped: Any = lazy) -> tuple[TrainState, Any]:
         if jax.process_count() > 1:  # there pmap wants and gives local arrays, the library global ones
-            return view(pmapped(view(state, local), batch, key, view(frozen, local)), copies)
+            return view(pmapped(view(state, local), batch, key, *view(frozen, local)), copies)
         if state.step.sharding != copies:  # once; else pmap would compile for the first call and again for the rest
             state = jax.device_put(state, copies)
-        return pmapped(state, batch, key, frozen)
+        return pmapped(state, batch, key, *frozen)
 
     def view(tree: Any, sharding: NamedSharding) -> Any:
         """The same buffers under another sharding."""

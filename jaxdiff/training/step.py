@@ -138,10 +138,11 @@ def make_train_step(
         state: TrainState,
         batch: Batch,
         key: Key[Array, ""],
-        frozen: Any = (),
+        frozen: Any = None,
         axis_name: str | None = None,
         gather: Callable[[Any], Any] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
+        frozen = {} if frozen is None else frozen
         keys = example_keys(key, state.step, batch["row"])
         batch = {**batch, "step": jnp.full_like(batch["row"], state.step)}
         if objective.draw is not None:

@@ -12,8 +12,8 @@ import safetensors.numpy
 from PIL import Image
 
 from jaxdiff import convert, evaluation_job
-from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.commands import main
+from jaxdiff.config import make_schedule
 from jaxdiff.config_files import load, read_run, refuse_other_run
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
@@ -45,10 +45,10 @@ def test_imported_run_is_a_run(tmp_path):
     config, found = read_run(workdir), read_unet(ROOT / "adm", null_class=True)
     state, meta = restore_with_meta(workdir)
     assert meta["shape"] == [16, 16, 3] and int(state.step) == 0
-    assert build_model(config, 3) == found.network and config.diffusion.class_dropout > 0
+    assert config.model.module(3) == found.network and config.diffusion.class_dropout > 0
     for ours, theirs in zip(jax.tree.leaves(state.ema_params), jax.tree.leaves(found.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    betas = build_schedule(config).betas
+    betas = make_schedule(config.diffusion).betas
     np.testing.assert_allclose(betas, read_scheduler(ROOT / "adm").schedule.betas, rtol=1e-12)
     sampling = config.sampling
     assert (sampling.sampler, sampling.variance, sampling.steps) == ("ddpm", "large", 1000)
@@ -160,7 +160,7 @@ def test_export_is_what_was_imported(tmp_path):
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     betas = read_scheduler(tmp_path / "diffusers").schedule.betas
-    np.testing.assert_allclose(betas, build_schedule(read_run(tmp_path / "run")).betas, rtol=1e-12)
+    np.testing.assert_allclose(betas, make_schedule(read_run(tmp_path / "run").diffusion).betas, rtol=1e-12)
     assert json.loads((tmp_path / "diffusers" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
 
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "plain"), "--to", "safetensors"]) == 0

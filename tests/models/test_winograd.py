@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxdiff.builders import build_denoiser
-from jaxdiff.config import Config, Model
+from jaxdiff import schedules
+from jaxdiff.codecs import pixels
+from jaxdiff.conditioning import nothing
+from jaxdiff.diffusion import Recipe, denoiser
 from jaxdiff.models import UNet, winograd
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -87,10 +89,18 @@ def test_a_network_computes_the_same(network):
 def test_kernels_are_transformed_once_however_many_steps(network):
     """A denoiser's calls, as in a sampler's loop, hold no product with G; making it holds one a kernel."""
     *_, params, (x, t) = network
-    config = Config(model=Model(channels=32, channel_mults=(1,), blocks=1, attention_resolutions=(), winograd=True))
+    made = Recipe(
+        schedules.cosine(),
+        "noise",
+        UNet(3, channels=32, channel_mults=(1,), blocks=1, attention_resolutions=(), winograd=True),
+        nothing(),
+        pixels(),
+        (16, 16, 3),
+        prepare=winograd.prepared,
+    )
 
     def steps(params, x):
-        denoise = build_denoiser(config, config.sampling, UNet(3, **vars(config.model)), params, None, 1.0)
+        denoise = denoiser(made, params, {})
         return lax.scan(lambda x, t: (denoise(x, t).x_0, None), x, t)[0]
 
     def transforms(jaxpr):

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxdiff.errors import UserError
 from jaxdiff.losses import loss_aware
 from jaxdiff.models.unet import UNet
+from jaxdiff.objectives import Objective, timed
 from jaxdiff.training import ema, parallel
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state, leaf_name
@@ -30,7 +31,7 @@ def conv(layer, x):
     return y + layer["bias"][None, None, None]
 
 
-def loss_fn(params, batch, keys):
+def loss_fn(params, frozen, batch, keys):
     x = batch["image"].astype(jnp.float32) / 127.5 - 1
     phase = (jax.random.key_data(keys)[:, :1] % 1000).astype(jnp.float32)  # noise of a kind, cheap to compile
     noise = jnp.sin(phase + jnp.arange(16.0)[None]).reshape(x.shape)
@@ -61,7 +62,7 @@ def train(fsdp=1, mode="mesh", accumulate=1, devices=8, calls=(1, 1, 1), most=1)
 
     abstract = parallel.abstract_state(init, mesh)
     state = jax.device_put(init(), jax.tree.map(lambda leaf: leaf.sharding, abstract))
-    step = make_train_step(counted, OPTIMIZER, functools.partial(ema.update, decay=0.9), accumulate)
+    step = make_train_step(Objective(counted), OPTIMIZER, functools.partial(ema.update, decay=0.9), accumulate)
     done, history = 0, []
     compiled = parallel.compile_step(step, abstract, mesh, mode, most)
     for count in calls:
@@ -110,7 +111,7 @@ def test_loss_aware_times_do_not_depend_on_the_layout(fsdp, mode, devices):
     def begin():
         return init_state({"w": jnp.ones(8)}, SGD, objective=times.init())
 
-    def loss(params, batch, keys):
+    def loss(params, frozen, batch, keys):
         return (jnp.square(batch["t"]) + (jax.random.key_data(keys)[:, 0] % 8)) * params["w"][0]
 
     ends = []
@@ -118,7 +119,7 @@ def test_loss_aware_times_do_not_depend_on_the_layout(fsdp, mode, devices):
         mesh = parallel.make_mesh(layout[0], jax.devices()[: layout[2]])
         abstract = parallel.abstract_state(begin, mesh)
         state = jax.device_put(begin(), jax.tree.map(lambda leaf: leaf.sharding, abstract))
-        step = make_train_step(loss, optax.sgd(0.0), lambda average, params, step: average, times=times)
+        step = make_train_step(timed(loss, times), optax.sgd(0.0), lambda average, params, step: average)
         run = parallel.compile_step(step, abstract, mesh, layout[1])
         for n in range(3):
             state, _ = run(state, parallel.shard_batch(make_batch(n), mesh, layout[1]), jax.random.key(1))
@@ -196,7 +197,7 @@ def test_of_a_unet_nothing_but_weights_and_gradients_travels():
     def init_net(key):
         return init_state(net.init(key, jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"], SGD)
 
-    def loss(params, batch, keys):
+    def loss(params, frozen, batch, keys):
         del keys
         x = batch["image"].astype(jnp.float32)
         return net.apply({"params": params}, x, jnp.zeros(ROWS), batch["label"]).mean((1, 2, 3)) ** 2
@@ -204,7 +205,7 @@ def test_of_a_unet_nothing_but_weights_and_gradients_travels():
     rows = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
     batch = {"image": jax.ShapeDtypeStruct((ROWS, 4, 4, 1), jnp.uint8), "label": rows, "row": rows}
     abstract = parallel.abstract_state(init_net, mesh, jax.random.key(0))
-    step = make_train_step(loss, SGD, lambda average, params, step: average)
+    step = make_train_step(Objective(loss), SGD, lambda average, params, step: average)
     lowered = parallel.compile_step(step, abstract, mesh).lower(abstract, batch, jax.random.key(0))
     program = lowered.compile({"xla_backend_optimization_level": 0})  # partitioned all the same, and sooner done
     found = collectives(program.as_text())

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxdiff.losses import loss_aware
+from jaxdiff.objectives import Objective, timed
 from jaxdiff.training import ema
 from jaxdiff.training.checkpoints import Checkpoints
 from jaxdiff.training.optimizer import make_optimizer
@@ -25,7 +26,7 @@ def make_params():
     return {"kernel": jnp.asarray(values[0]), "bias": jnp.zeros(12), "out": jnp.asarray(values[1].T)}
 
 
-def loss_fn(params, batch, keys):
+def loss_fn(params, frozen, batch, keys):
     """Predict each example's own noise (of its key, and cheap to compile) from the noisy example."""
     x = batch["image"].astype(jnp.float32) / 127.5 - 1
     phase = (jax.random.key_data(keys)[:, :1] % 1000).astype(jnp.float32)
@@ -58,7 +59,7 @@ def assert_same_bits(a, b):
 
 @pytest.fixture(scope="module")
 def step():
-    return compiled(make_train_step(loss_fn, make_optimizer(1e-2, 2), AVERAGE))
+    return compiled(make_train_step(Objective(loss_fn), make_optimizer(1e-2, 2), AVERAGE))
 
 
 def test_keys_follow_step_and_row_alone():
@@ -79,10 +80,10 @@ def test_a_step_is_the_optimizers_update_of_the_mean_gradient(step):
     @compiled
     def expect(params):
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, 0), row))(jnp.arange(ROWS))
-        grads = jax.grad(lambda p: loss_fn(p, batch, keys).sum() / ROWS)(params)
+        grads = jax.grad(lambda p: loss_fn(p, (), batch, keys).sum() / ROWS)(params)
         optimizer = make_optimizer(1e-2, 2)
         updates, _ = optimizer.update(grads, optimizer.init(params), params)
-        return loss_fn(params, batch, keys), grads, optax.apply_updates(params, updates)
+        return loss_fn(params, (), batch, keys), grads, optax.apply_updates(params, updates)
 
     losses, grads, expected = jax.device_get(expect(state.params))
     new, metrics = step(state, batch, key)
@@ -98,7 +99,7 @@ def test_a_step_is_the_optimizers_update_of_the_mean_gradient(step):
 
 def test_no_noise_is_used_twice():
     """With parameters that cannot move, the loss differs from step to step on the same batch."""
-    frozen = compiled(make_train_step(loss_fn, optax.set_to_zero(), AVERAGE))
+    frozen = compiled(make_train_step(Objective(loss_fn), optax.set_to_zero(), AVERAGE))
     state = init_state(make_params(), optax.set_to_zero())
     losses = []
     for _ in range(4):
@@ -109,7 +110,7 @@ def test_no_noise_is_used_twice():
 
 
 def test_accumulation_equals_the_whole_batch(step):
-    accumulated = compiled(make_train_step(loss_fn, make_optimizer(1e-2, 2), AVERAGE, accumulate=4))
+    accumulated = compiled(make_train_step(Objective(loss_fn), make_optimizer(1e-2, 2), AVERAGE, accumulate=4))
     (a, a_metrics), (b, b_metrics) = run(accumulated, 3), run(step, 3)
     for m, n in zip(a_metrics, b_metrics, strict=True):
         np.testing.assert_allclose(m["loss"], n["loss"], rtol=1e-6)
@@ -120,22 +121,22 @@ def test_accumulation_equals_the_whole_batch(step):
 
 def test_a_batch_that_does_not_split_is_refused():
     with pytest.raises(ValueError, match="batch of 16 a device does not split into accumulate=3"):
-        run(make_train_step(loss_fn, make_optimizer(1e-2), AVERAGE, accumulate=3), 1)
+        run(make_train_step(Objective(loss_fn), make_optimizer(1e-2), AVERAGE, accumulate=3), 1)
     with pytest.raises(ValueError, match="accumulate=0 is out of range"):
-        make_train_step(loss_fn, make_optimizer(1e-2), AVERAGE, accumulate=0)
+        make_train_step(Objective(loss_fn), make_optimizer(1e-2), AVERAGE, accumulate=0)
 
 
 def test_loss_aware_times_follow_the_loss_whatever_the_accumulation_and_restarts(tmp_path):
     """The history holds every loss at its time; once it is full, large losses come oftener; it resumes bit for bit."""
 
-    def by_time(w, batch, keys):
+    def by_time(w, frozen, batch, keys):
         del keys
         return w * batch["t"] ** 8 + 0.0 * batch["row"]
 
     optimizer, times, ends = optax.sgd(0.0), loss_aware(4, history=2, uniform_share=0.1), []
     begin = init_state(jnp.ones(()), optimizer, objective=times.init())
     for accumulate in (1, 4):
-        step = compiled(make_train_step(by_time, optimizer, AVERAGE, accumulate, times=times))
+        step = compiled(make_train_step(timed(by_time, times), optimizer, AVERAGE, accumulate))
         state = begin
         for n in range(4):
             state, _ = step(state, make_batch(n), jax.random.key(1))
@@ -163,7 +164,9 @@ def test_a_batch_of_nan_changes_nothing_but_the_count(step):
 
 def test_a_gradient_that_overflows_changes_nothing():
     """A finite loss with an infinite gradient is caught too."""
-    step = compiled(make_train_step(lambda w, batch, keys: jnp.sqrt(w - batch["x"]), optax.sgd(1.0), AVERAGE))
+    step = compiled(
+        make_train_step(Objective(lambda w, frozen, batch, keys: jnp.sqrt(w - batch["x"])), optax.sgd(1.0), AVERAGE)
+    )
     batch = {"x": jnp.ones(4), "row": jnp.arange(4)}
     state, metrics = step(init_state(jnp.ones(()), optax.sgd(1.0)), batch, jax.random.key(0))
     assert float(metrics["loss"]) == 0 and float(metrics["skipped"]) == 1

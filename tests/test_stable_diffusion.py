@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import prompt_job
+from jaxdiff import diffusion, pictures, sampling_job
 from jaxdiff.commands import main
-from jaxdiff.interop import read_pipeline
-from jaxdiff.interop.schedulers import scheduler_from_config
 from tests.stable_diffusion import ROOT, pipeline_folder
 from tests.training.test_processes import Job
 
@@ -25,8 +23,8 @@ def compile_fast():
     """Optimising these programs takes XLA longer than running them; the user's compilation cache is left alone."""
     with pytest.MonkeyPatch.context() as patch:
         fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-        patch.setattr(prompt_job.jax, "jit", fast)
-        patch.setattr(prompt_job, "make_mesh", one_device)
+        patch.setattr(jax, "jit", fast)
+        patch.setattr(sampling_job, "make_mesh", one_device)
         for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
             patch.setenv(name, "")
         yield
@@ -40,6 +38,17 @@ def one_device():
 def folder(tmp_path_factory):
     """A pipeline of version 2, which no test changes."""
     return pipeline_folder("pipeline_v", tmp_path_factory.mktemp("sd") / "model")[0]
+
+
+HORSE = {"prompt": "a red horse", "negative_prompt": "blurry", "steps": 3, "guidance": 2.0}
+
+
+def draw(folder, num, batch_size, mesh, key, **asked):
+    """Images of a folder as the command draws them, with a key of one's own."""
+    request = sampling_job.Request(folder, **asked)
+    opened = sampling_job.open_pipeline(request, num, NamedSharding(mesh, PartitionSpec()))
+    make = diffusion.make_draw(opened.recipe, opened.method, batch_size, mesh)
+    return make(opened.params, key, num, opened.batch, away=opened.away)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +66,10 @@ def test_images_are_those_of_diffusers(name, tmp_path, monkeypatch):
     folder, about = pipeline_folder(name, tmp_path / "model")
     io = {key: value.astype(np.float32) for key, value in np.load(ROOT / name / "io.npz").items()}
     latents = jnp.asarray(io["latents"].transpose(0, 2, 3, 1))
-    monkeypatch.setattr(prompt_job, "normal_like", lambda keys, x: latents)
-    pipeline = read_pipeline(folder)
-    assert pipeline.latent_shape(None, None) == SHAPE
-    tokens = pipeline.tokenizer([about["prompt"], about["negative_prompt"]], pipeline.max_tokens)
-    times = prompt_job.padded_times(pipeline.scheduler, about["steps"])
-    make = prompt_job.build_draw(pipeline, pipeline.scheduler, SHAPE, 2, one_device(), guided=True)
-    images = make(jax.random.key(0), 2, tokens, times, about["guidance"])
+    monkeypatch.setattr(diffusion, "normal_like", lambda keys, x: latents)
+    asked = {name: about[name] for name in ("prompt", "negative_prompt", "steps", "guidance")}
+    images = draw(folder, 2, 2, one_device(), jax.random.key(0), **asked)
+    assert images.shape[1:3] == (2 * SHAPE[0], 2 * SHAPE[1])
     assert np.mean(np.abs(images) < 1) > 0.5  # theirs are clipped
     assert np.abs(np.clip(images / 2 + 0.5, 0, 1) - io["images"]).max() <= 2e-5
 
@@ -85,23 +91,14 @@ def test_command_draws_images(drawn):
 
 def test_image_depends_on_seed_and_number_alone(folder, drawn):
     """Image 2 of three, drawn two at a time, and image 2 of five drawn at once, on the same noise."""
-    pipeline = read_pipeline(folder)
-    tokens = pipeline.tokenizer(["a red horse", "blurry"], pipeline.max_tokens)
-    times = prompt_job.padded_times(pipeline.scheduler, 3)
-    make = prompt_job.build_draw(pipeline, pipeline.scheduler, SHAPE, 5, one_device(), guided=True)
-    five = make(jax.random.key(3, impl="threefry2x32"), 5, tokens, times, 2.0)
-    assert np.abs(prompt_job.pictures.to_uint8(five[:3]).astype(int) - drawn.astype(int)).max() <= 1
+    five = draw(folder, 5, 5, one_device(), jax.random.key(3, impl="threefry2x32"), **HORSE)
+    assert np.abs(pictures.to_uint8(five[:3]).astype(int) - drawn.astype(int)).max() <= 1
 
 
 def three(folder, mesh, **changes):
-    """The images of `drawn`, made on the devices of a mesh, with another pipeline or scheduler."""
-    pipeline = read_pipeline(folder, sharding=NamedSharding(mesh, PartitionSpec()))
-    pipeline = pipeline.computing_in(changes.get("dtype", "float32"))
-    scheduler = changes.get("scheduler", pipeline.scheduler)
-    tokens = pipeline.tokenizer(["a red horse", "blurry"], pipeline.max_tokens)
-    make = prompt_job.build_draw(pipeline, scheduler, SHAPE, 2, mesh, guided=True)
-    images = make(jax.random.key(3, impl="threefry2x32"), 3, tokens, prompt_job.padded_times(scheduler, 3), 2.0)
-    return prompt_job.pictures.to_uint8(images).astype(int)
+    """The images of `drawn`, made on the devices of a mesh, with another dtype."""
+    images = draw(folder, 3, 2, mesh, jax.random.key(3, impl="threefry2x32"), **HORSE, **changes)
+    return pictures.to_uint8(images).astype(int)
 
 
 def test_two_devices_draw_the_same(folder, drawn):
@@ -116,10 +113,12 @@ def test_bfloat16_is_near(folder, drawn):
 
 
 @pytest.mark.slow
-def test_a_folder_with_eulers_scheduler(folder, drawn):
+def test_a_folder_with_eulers_scheduler(folder, drawn, tmp_path):
     """On Karras sigmas, between the entries: another walk to images of the same kind."""
     config = {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "prediction_type": "v_prediction"}
-    found = three(folder, one_device(), scheduler=scheduler_from_config(config))
+    copy = shutil.copytree(folder, tmp_path / "model")
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    found = three(copy, one_device())
     assert 1 < np.abs(found - drawn.astype(int)).mean() < 80 and found.std() > 10
 
 
