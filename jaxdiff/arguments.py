@@ -64,7 +64,8 @@ def _kind(value: Any, path: Sequence[str]) -> str | None:
     """What the path names: a "member" (a dataclass, or a name that has options beside it), an "option", or neither."""
     field = getattr(value, path[0], None)
     if len(path) == 1:
-        named = isinstance(getattr(value, options_field(path[0]), None), dict)
+        own = isinstance(getattr(value, options_field(path[0]), None), dict)
+        named = own and not hasattr(value, f"{path[0]}_rule")  # guidance is a scale, guidance_rule a member
         return "member" if named or hasattr(field, "family") else None
     if isinstance(field, dict):
         return "option" if len(path) == 2 else None

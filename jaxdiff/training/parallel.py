@@ -217,7 +217,7 @@ def compile_step(
       mesh: from `make_mesh`.
       mode: "mesh" (jit with shardings) or "pmap" (the same numbers; no fsdp).
       steps_per_call: above 1, up to so many steps by one call, see `calls.make_call`.
-      frozen: trees that the step takes and does not train, or their abstract twins; empty: it is not called with them.
+      frozen: trees that the step takes and does not train, or their abstract twins; empty: it is called without.
 
     Returns:
       (state, batch, key[, frozen]) -> (state, metrics), with `.lower` for inspection; batch from `shard_batch`, or from
