@@ -1,6 +1,6 @@
 """The built wheel in an empty environment: the command, its configs, and a run from an empty folder."""
 
-import shutil
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,12 +17,12 @@ def run(*words, cwd):
 
 @pytest.mark.slow
 def test_the_wheel_trains_and_samples_in_an_empty_folder(tmp_path):
-    uv, venv, folder = shutil.which("uv"), tmp_path / "venv", tmp_path / "empty"
+    uv, venv, folder = os.environ.get("UV", "uv"), tmp_path / "venv", tmp_path / "empty"
     folder.mkdir()
-    run(uv, "build", "--wheel", "--out-dir", tmp_path, ROOT, cwd=tmp_path)
-    run(uv, "venv", "--python", "3.12", venv, cwd=tmp_path)
+    run(uv, "build", "--wheel", "--out-dir", tmp_path, cwd=ROOT)
+    run(uv, "venv", "--python", "3.12", venv, cwd=ROOT)
     (wheel,) = tmp_path.glob("jaxdiff-*.whl")
-    run(uv, "pip", "install", "--python", venv, wheel, cwd=tmp_path)
+    run(uv, "pip", "install", "--python", venv, wheel, cwd=ROOT)
     jaxdiff, python = venv / "bin" / "jaxdiff", venv / "bin" / "python"
     assert run(jaxdiff, "--version", cwd=folder).startswith("jaxdiff ")
     assert "Handwritten digits" in run(python, "-m", "jaxdiff", "train", "--help", cwd=folder)
