@@ -40,12 +40,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 1, f"out of memory; work on fewer images at a time ({text})"
     if "RESOURCE_EXHAUSTED" in text:
         return 1, f"out of device memory; work on fewer images at a time ({text[:200]})"
-    if "initialize backend" in text or "nknown backend" in text:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        return (
-            2,
-            f"JAX_PLATFORMS={asked} is not to be had here: {text[:200]}; unset it, or install its extra (cuda, tpu)",
-        )
+    frames = traceback.extract_tb(error.__traceback__)[-1:]  # JAX has a bare assertion for it, too
+    if "initialize backend" in text or "nknown backend" in text or any("xla_bridge" in f.filename for f in frames):
+        line = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} is not to be had here"
+        return 2, f"{line}{text and f' ({text[:200]})'}; unset it, or install its extra (cuda, tpu)"
     if os.environ.get("JAXDIFF_DEBUG"):
         raise error
     line = f"internal error: {type(error).__name__}{text and f': {text[:200]}'}"

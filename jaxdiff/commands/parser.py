@@ -110,7 +110,9 @@ def _line(event: _errors.ParseErrorEvent, names: list[str]) -> str:
     argument = getattr(event, "argument", None)
     name = argument.display_name() if argument else "arguments"
     if isinstance(event, _errors.InvalidChoice):
-        return f"{name} {event.value!r} must be one of {', '.join(event.choices)}"
+        return (
+            f"{name} {event.value!r} must be one of {', '.join(choice for choice in event.choices if choice != 'None')}"
+        )
     if isinstance(event, _errors.InstantiationFailure):
         return f"{name}: {event.message.partition(chr(10))[0].replace('{None}|', '')}"
     return f"{name} needs a value; see --help"

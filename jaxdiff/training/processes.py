@@ -84,17 +84,12 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
       UserError: the place makes no sense.
     """
     place.check()
-    cluster, count, index, coordinator = (
-        _detected()
-        if place.coordinator is None
-        else ("deactivate", place.num_processes or 0, place.process_id, place.coordinator)
-    )
-    if count <= 1 and place.coordinator is None:
+    cluster, found = ("", place) if place.coordinator else _detected()
+    if found.coordinator is None:
         return body()
-    how = "" if place.coordinator else f"{cluster}: "
-    line = f"{how}process {index} of {count}; waiting up to {_START_SECONDS} s for all at {coordinator}"
-    print(line, file=sys.stderr, flush=True)
-    if failure := _connect(place, cluster, program):
+    line = f"process {found.process_id} of {found.num_processes}; waiting up to {_START_SECONDS} s for all at"
+    print(f"{cluster}{line} {found.coordinator}", file=sys.stderr, flush=True)
+    if failure := _connect(place, program):
         return LOST, failure
     watch = _Watch(program)
     try:
@@ -110,42 +105,42 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
     return code, line if watch.leads else ""
 
 
-def _detected() -> tuple[str, int, int, str]:
-    """The cluster that JAX finds in the environment: its name, how many processes, which is this, where they meet.
+def _detected() -> tuple[str, Place]:
+    """The cluster of several processes that JAX finds in the environment, "Slurm: ", and the place of this one in it.
 
-    ("", 1, 0, "") where there is none. One that cannot be read is none, and a note says so.
+    All None where there is none. A cluster that cannot be read is none, and a note says so.
 
     Raises:
       UserError: there are several processes, and the rest cannot be read.
     """
     for kind in (kind for kind in clusters.ClusterEnv._cluster_types if not kind.opt_in_only_method):
-        count, trouble = 1, ""
+        name, count = kind.__name__.removesuffix("Cluster"), 1
         with warnings.catch_warnings(record=True) as said:  # JAX's own advice is a paragraph
             try:
-                if not kind.is_env_present():
-                    trouble = " ".join(str(said[0].message).split()) if said else ""
-                elif (count := int(kind.get_process_count())) > 1:
-                    index, port = int(kind.get_process_id()), os.environ.get("JAX_COORDINATOR_PORT")
+                if kind.is_env_present():
+                    count = int(kind.get_process_count())
+                    if count == 1:
+                        break
+                    port = os.environ.get("JAX_COORDINATOR_PORT")
                     where = kind.get_coordinator_address(timeout_secs=None, override_coordinator_port=port)
-                    if 0 <= index < count and not where.startswith(":"):
-                        return kind.name, count, index, where
-                    trouble = f"process {index} of {count} at {where} is none"
-                else:
-                    return kind.name, 1, 0, ""
+                    found = Place(where, count, int(kind.get_process_id()))
+                    found.check()
+                    return f"{name}: ", found
+                trouble = str(said[0].message) if said else ""
             except Exception as error:  # of whichever client library, token or variable
-                trouble = " ".join(f"{type(error).__name__}: {error}".split())
+                trouble = f"{type(error).__name__}: {error}"
+        trouble = " ".join(trouble.split())[:160]
         if count > 1:
             raise UserError(
-                f"{kind.name} has {count} processes, but {trouble[:160]}; mend that, or give --coordinator, "
+                f"{name} has {count} processes, but {trouble}; mend that, or give --coordinator, "
                 "--num-processes and --process-id"
             )
         if trouble:
-            line = f"note: {kind.name} cannot be read ({trouble[:160]}); running as one process"
-            print(line, file=sys.stderr, flush=True)
-    return "", 1, 0, ""
+            print(f"note: {name} cannot be read ({trouble}); running as one process", file=sys.stderr, flush=True)
+    return "", Place()
 
 
-def _connect(place: Place, cluster: str, program: str) -> str | None:
+def _connect(place: Place, program: str) -> str | None:
     """Joins the others; a line that says what happened where they do not come."""
     alone = f"{program}: not all processes came within {_START_SECONDS} s; start the job again\n"
     late = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: sys.stderr.write(alone) and _exit(LOST))
@@ -155,7 +150,7 @@ def _connect(place: Place, cluster: str, program: str) -> str | None:
             place.coordinator,
             place.num_processes,
             place.process_id,
-            cluster_detection_method=cluster,
+            cluster_detection_method="deactivate" if place.coordinator else None,
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=60,
