@@ -14,15 +14,12 @@ from jaxdiff.codecs import Codec
 from jaxdiff.conditioning import Cond, Conditioner
 from jaxdiff.denoisers import Denoiser, as_denoiser
 from jaxdiff.guidance import RULES
+from jaxdiff.models.winograd import prepared
 from jaxdiff.process import add_noise
 from jaxdiff.samplers import Sampler, Trajectory, inpaint, sample, sample_keys
 from jaxdiff.samplers.base import normal_like
 from jaxdiff.schedules import Schedule
 from jaxdiff.training import parallel, processes
-
-
-def _variables(params: Any) -> Any:
-    return {"params": params}
 
 
 class Recipe(NamedTuple):
@@ -36,7 +33,6 @@ class Recipe(NamedTuple):
       codec: of its x.
       shape: of one x.
       learned_variance: whether the output has a variance beside the prediction.
-      prepare: params -> variables of `apply`, with what many calls need to be computed once.
       frozen: parameters of the codec and of the conditioner, by these names; arguments of every program.
     """
 
@@ -47,7 +43,6 @@ class Recipe(NamedTuple):
     codec: Codec
     shape: tuple[int, int, int]
     learned_variance: bool = False
-    prepare: Callable[[Any], Any] = _variables
     frozen: Mapping[str, Any] = {}
 
     def embed(self, frozen: Mapping[str, Any], batch: dict[str, jax.Array]) -> Cond:
@@ -112,7 +107,7 @@ def denoiser(
     schedule = schedule or recipe.schedule
 
     def plain(params: Any, cond: Cond) -> Denoiser:
-        variables = recipe.prepare(params)
+        variables = prepared(params)
 
         def predict(x_t: jax.Array, t: jax.Array, cond: Cond) -> Any:
             return recipe.network.apply(variables, x_t, t, cond)

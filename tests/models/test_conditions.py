@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from jaxdiff.models import NETWORKS, Model, UNet
+from jaxdiff.models import NETWORKS, DiT, Model, UNet
 
 KEY = jax.random.key(0)
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -23,6 +23,7 @@ OPTIONS = {
     "unet": Model(
         channels=8, channel_mults=(1, 2), blocks=1, attention_levels=(1,), num_heads=(1, 2), num_classes=3, patch=2
     ),
+    "dit": DiT(width=8, depth=2, num_heads=2, num_classes=3),
 }
 X, T = floats(3, 8, 12, 5), jnp.array([0.1, 0.5, 0.9])  # neither square nor of three channels
 COND = {
@@ -158,6 +159,6 @@ def test_unet_has_the_fields_of_its_options_and_their_defaults():
     """The two lists of fields, which a Linen module and a frozen dataclass cannot share."""
     net = UNet(3)
     assert {name: getattr(net, name) for name in vars(Model())} == vars(Model())
-    own = {"out_channels", "winograd", "parent", "name"}
+    own = {"out_channels", "parent", "name"}
     assert UNet.__dataclass_fields__.keys() - own == vars(Model()).keys()
     assert {f: UNet.__annotations__[f] for f in vars(Model())} == Model.__annotations__
