@@ -4,10 +4,10 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,8 +24,11 @@ from jaxdiff.training import parallel, processes
 from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
 from jaxdiff.training.data import Batch, Batches
-from jaxdiff.training.logs import Log, Progress, clock_time
-from jaxdiff.training.loop import Cadence, run
+from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence
+from jaxdiff.training.loggers import check_loggers
+from jaxdiff.training.logs import DEFAULT, Log, Progress, clock_time
+from jaxdiff.training.loop import Hook, calls, run
+from jaxdiff.training.optimizer import make_learning_rate
 from jaxdiff.training.profiling import Profile
 from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.sources import Source, open_dataset
@@ -37,13 +40,34 @@ from jaxdiff.workdir import check_workdir, owned
 COLUMNS = 8  # of the picture grids
 
 
-def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
+class _Resources(NamedTuple):
+    """What a start of a run has open: where it got to, and where it goes on to write."""
+
+    checkpoints: Checkpoints
+    restored: TrainState | None
+    meta: dict[str, Any]  # saved beside `restored`
+    log: Log | None  # of process 0
+    progress: Progress | None  # of process 0
+    ledger: Ledger | None  # of process 0
+    clock: Clock
+    snapshots: Snapshots | None
+    profile: Profile | None
+    substitutes: "_Substitutes | None"
+
+    @property
+    def first(self) -> int:
+        """Steps done before this start."""
+        return int(self.restored.step) if self.restored else 0
+
+
+def train(config: Config, began: float, profile: int = 0, loggers: Sequence[str] = DEFAULT) -> tuple[int, str]:
     """Runs a config to its end, from where its workdir got to, or until a signal asks to stop.
 
     Args:
       config: valid, with a workdir.
       began: when the process did, in `time.time` seconds.
       profile: steps to trace, if any.
+      loggers: names of `training.loggers.LOGGERS`.
 
     Returns:
       The exit code and the closing line: 0 (done) or 75 (stopped, everything saved).
@@ -55,116 +79,170 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
     place(config.workdir)  # before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
+    check_loggers(loggers)
+    every = make_cadence(config.train.checkpoint_every)
+    if config.train.posthoc_ema and not isinstance(every, int):
+        raise UserError(
+            f"train.posthoc_ema keeps its averages at steps that are the same in every run; set "
+            f"train.checkpoint_every to a number of steps, not {config.train.checkpoint_every}"
+        )
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(_leave) as stop:
         data = config.data
         source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
         program = Program(config, source)
         processes.agree({"the data's fingerprint": source.fingerprint})
-        try:
-            with owned(config.workdir) as workdir:
-                if jax.process_index() == 0:
-                    check_workdir(config, workdir)
-                return _train(config, program, workdir, began, stop, profile)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            what = str(error).splitlines()[0]
-            raise RunError(
-                f"out of device memory; lower train.batch_size, or raise train.accumulate ({what})"
-            ) from error
-        except OSError as error:
-            if kind(error) == "corrupt":  # no fault of the disk
-                raise
-            where = error.filename or config.workdir
-            raise RunError(f"{where}: {reason(error)}; {remedy(error)} and run the same command again") from error
+        with _one_line_errors(config), owned(config.workdir) as workdir:
+            if jax.process_index() == 0:
+                check_workdir(config, workdir)
+            processes.barrier("the workdir is process 0's")
+            with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
+                resources = _open(config, program, workdir, began, profile, loggers, stack, last)
+                first, clock = resources.first, resources.clock
+                hooks = _hooks(config, program, workdir, resources, every)
+                batches = _batches(config, program, workdir, resources, hooks, stack)
+                state, step = _compile(program, resources, first < config.train.steps)
+                _, done = run(
+                    state,
+                    step,
+                    batches,
+                    program.keys["train"],
+                    hooks,
+                    lambda step: stop.after(),
+                    steps=config.train.steps,
+                    batch_size=config.train.batch_size,
+                    clock=clock,
+                    skipped=resources.meta.get("skipped", 0),
+                )
+                with clock("checkpoint"):
+                    resources.checkpoints.wait()
+                    stack.close()
+                if resources.ledger:
+                    resources.ledger.close(done, clock.totals())
+    if done < config.train.steps:
+        return 75, _stopped(stop, done, config.train.steps, workdir)
+    return 0, _closing(workdir, config.train.steps, done - first, clock.totals())
 
 
-def _train(
-    config: Config, program: Program, workdir: Place, began: float, stop: StopRequest, profile: int
-) -> tuple[int, str]:
+@contextlib.contextmanager
+def _one_line_errors(config: Config) -> Iterator[None]:
+    """What memory and disks raise, as errors of a line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        what = str(error).splitlines()[0]
+        raise RunError(f"out of device memory; lower train.batch_size, or raise train.accumulate ({what})") from error
+    except OSError as error:
+        if kind(error) == "corrupt":  # no fault of the disk
+            raise
+        where = error.filename or config.workdir
+        raise RunError(f"{where}: {reason(error)}; {remedy(error)} and run the same command again") from error
+
+
+def _open(
+    config: Config,
+    program: Program,
+    workdir: Place,
+    began: float,
+    profile: int,
+    loggers: Sequence[str],
+    stack: contextlib.ExitStack,
+    last: contextlib.ExitStack,
+) -> _Resources:
+    """Reads the newest checkpoint and opens all that is written to; `stack` closes it, and after that `last`."""
     train, source, leads = config.train, program.source, jax.process_index() == 0
-    processes.barrier("the workdir is process 0's")
-    with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
-        restored, meta = _restored(config, program, checkpoints)
-        first = int(restored.step) if restored else 0
-        if leads:
-            pictures.write_whole(workdir / "config.json", to_json(config).encode())
-        processes.barrier("config.json is written")
-        if not (workdir / "config.json").exists():
-            raise UserError(f"{workdir} is not the folder that process 0 has; it must lie on storage that all share")
-        log = stack.enter_context(contextlib.closing(Log(workdir, first))) if leads else None
-        rows = parallel.local_rows(program.mesh, train.batch_size)
-        batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
-        substitutes = (
-            _Substitutes(source, meta.get("substituted", ())) if config.data.on_error == "substitute" else None
+    checkpoints = stack.enter_context(Checkpoints(workdir, train.keep))
+    restored, meta = _restored(config, program, checkpoints)
+    first = int(restored.step) if restored else 0
+    if leads:
+        pictures.write_whole(workdir / "config.json", to_json(config).encode())
+    processes.barrier("config.json is written")
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} is not the folder that process 0 has; it must lie on storage that all share")
+    closing = contextlib.closing
+    log = stack.enter_context(closing(Log(workdir, first, loggers))) if leads else None
+    if log:
+        log.text(first, "config", f"```json\n{to_json(config)}\n```")
+    progress = stack.enter_context(closing(Progress(first, train.steps, train.batch_size))) if leads else None
+    ledger = last.enter_context(closing(Ledger(workdir / "clock.json", began))) if leads else None
+    clock = ledger.clock(first, meta.get("seconds")) if ledger else Clock(began)
+    snapshots = Snapshots(workdir) if train.posthoc_ema else None
+    if snapshots:
+        stack.enter_context(snapshots)
+    traced = -(-profile // train.steps_per_call)
+    trace = stack.enter_context(closing(Profile(Path(config.workdir, "profile"), traced, report))) if profile else None
+    substitutes = _Substitutes(source, meta.get("substituted", ())) if config.data.on_error == "substitute" else None
+    return _Resources(checkpoints, restored, meta, log, progress, ledger, clock, snapshots, trace, substitutes)
+
+
+def _hooks(
+    config: Config, program: Program, workdir: Place, resources: _Resources, checkpoint_every: int | ByTime
+) -> list[Hook]:
+    """What happens beside training, in this order where it is at the same step."""
+    train, source, optimizer = config.train, program.source, config.optimizer
+    _, _, meta, log, progress, _, clock, snapshots, profile, substitutes = resources
+    utilisation, mean_loss = Utilisation(config, program), Mean(meta.get("losses"))
+    learning_rate = make_learning_rate(optimizer.learning_rate, optimizer.warmup_steps)
+
+    def write(step: int, values: dict[str, Any]) -> None:
+        if log:
+            counts = {"substituted": substitutes.until(step)} if substitutes else {}
+            log.write(step, {**values, **counts, **utilisation(values["images_per_s"])})
+
+    def save(step: int, metrics: dict[str, Any], state: TrainState) -> None:
+        if log:
+            log.upload()
+        about = {"shape": list(source.shape), "num_classes": source.num_classes, "fingerprint": source.fingerprint}
+        about |= {"skipped": metrics["skipped"], "losses": mean_loss.state, "substituted": sorted(source.substituted)}
+        resources.checkpoints.save(state, {**about, "seconds": clock.totals()})
+
+    hooks = log_hooks(train.log_every, write, mean_loss, learning_rate, clock)
+    if progress:
+        hooks.append(
+            Hook(1, lambda n, values, _: progress.update(n, values["loss"], values["images_per_s"]), "metrics")
         )
-        ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
-        ahead = substitutes.counted(ahead, first) if substitutes else ahead
-        every = train.checkpoint_every, train.sample_every, train.steps_per_call
-        cadence = Cadence(train.steps, train.log_every, *every)
-        placed = (program.place(list(itertools.islice(ahead, count))) for count in cadence.calls(first))
-        bar = Progress(first, train.steps, train.batch_size) if leads else None
-        progress = stack.enter_context(contextlib.closing(bar)) if bar else None
-        draw = _pictures(config, program, workdir)
-        ledger = last.enter_context(contextlib.closing(Ledger(workdir / "clock.json", began))) if leads else None
-        clock = ledger.clock(first, meta.get("seconds")) if ledger else Clock(began)
+    if profile:
+        hooks.append(Hook(1, profile, "call"))
+    if snapshots:  # before the checkpoint, or a crash in between would lose them
+        take = lambda step, metrics, state: snapshots.take(state)  # noqa: E731
+        hooks.append(Hook(checkpoint_every, take, at_end=False, span="checkpoint"))
+    hooks.append(Hook(checkpoint_every, save, on_stop=True, span="checkpoint"))
+    hooks.append(
+        Hook(make_cadence(train.sample_every), _pictures(config, program, workdir, log), on_stop=False, span="sampling")
+    )
+    return hooks
 
-        snapshots = Snapshots(workdir) if train.posthoc_ema else None
-        if snapshots:
-            stack.enter_context(snapshots)
 
-        with clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work
-            begun = beside.submit(lambda: restored or _new_state(program))
-            if jax.default_backend() == "gpu":
-                begun.result()  # there XLA may time kernels, and wants the device to itself
-            step = program.compiled() if first < train.steps else program.step
-            state = begun.result()
-        processes.barrier_after_compiling("the step")
+def _batches(
+    config: Config,
+    program: Program,
+    workdir: Place,
+    resources: _Resources,
+    hooks: Sequence[Hook],
+    stack: contextlib.ExitStack,
+) -> Iterator[tuple[int, Any]]:
+    """(count, batch) of every call that is left, on the devices."""
+    train, first, substitutes = config.train, resources.first, resources.substitutes
+    rows = parallel.local_rows(program.mesh, train.batch_size)
+    batches = Batches(program.source, config.seed, train.batch_size, config.data.flip, rows)
+    ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
+    ahead = substitutes.counted(ahead, first) if substitutes else ahead
+    counts = calls(first, train.steps, train.steps_per_call, hooks)
+    return ((count, program.place(list(itertools.islice(ahead, count)))) for count in counts)
 
-        def save(state: TrainState, step: int, skipped: int) -> None:
-            if snapshots and step % train.checkpoint_every == 0:
-                snapshots.take(state)
-            about = {"shape": list(source.shape), "num_classes": source.num_classes}
-            about |= {"fingerprint": source.fingerprint, "skipped": skipped, "substituted": sorted(source.substituted)}
-            if log:
-                log.upload()
-            checkpoints.save(state, {**about, "seconds": clock.totals()})
 
-        if profile:
-            trace = Profile(Path(config.workdir, "profile"), -(-profile // train.steps_per_call), report)
-            step = stack.enter_context(contextlib.closing(trace)).wrap(step)
-        utilisation = Utilisation(config, program)
-
-        def write(step: int, values: dict[str, Any]) -> None:
-            if log:
-                counts = {"substituted": substitutes.until(step)} if substitutes else {}
-                log.write(step, {**values, **counts, **utilisation(values["images_per_s"])})
-
-        state, done = run(
-            state,
-            step,
-            placed,
-            program.keys["train"],
-            cadence=cadence,
-            batch_size=train.batch_size,
-            clock=clock,
-            save=save,
-            draw=draw,
-            report=write,
-            show=progress.update if progress else lambda step, loss, rate: None,
-            stop=lambda step: stop.after(),
-            skipped=meta.get("skipped", 0),
-        )
-        with clock("checkpoint"):
-            checkpoints.wait()
-            stack.close()
-        if ledger:
-            ledger.close(done, clock.totals())
-    if done < train.steps:
-        return 75, _stopped(stop, done, train.steps, workdir)
-    return 0, _closing(workdir, train.steps, done - first, clock.totals())
+def _compile(program: Program, resources: _Resources, needed: bool) -> tuple[TrainState, Any]:
+    """The state to go on from, and the step, compiled beside it if it is needed."""
+    with resources.clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work
+        begun = beside.submit(lambda: resources.restored or _new_state(program))
+        if jax.default_backend() == "gpu":
+            begun.result()  # there XLA may time kernels, and wants the device to itself
+        step = program.compiled() if needed else program.step
+        state = begun.result()
+    processes.barrier_after_compiling("the step")
+    return state, step
 
 
 def _new_state(program: Program) -> TrainState:
@@ -194,8 +272,8 @@ def _restored(config: Config, program: Program, checkpoints: Checkpoints) -> tup
     return state, meta
 
 
-def _pictures(config: Config, program: Program, workdir: Place) -> Any:
-    """(state, step) -> a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
+def _pictures(config: Config, program: Program, workdir: Place, log: Log | None) -> Any:
+    """A hook's call: a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
     recipe = program.recipe
     groups = min(recipe.conditioner.groups, 10)
     rows = groups or COLUMNS
@@ -203,11 +281,14 @@ def _pictures(config: Config, program: Program, workdir: Place) -> Any:
     batch = recipe.conditioner.parse([str(i) for i in range(groups)], num)
     draw = make_draw(recipe, make_method(config, config.sampling), num, program.mesh)
 
-    def write(state: TrainState, step: int) -> None:
+    def write(step: int, metrics: dict[str, Any], state: TrainState) -> None:
+        del metrics
         images = draw(state.ema_params, program.keys["pictures"], num, batch)
         if jax.process_index() == 0:
             grid = pictures.grid(pictures.to_uint8(images), rows)
             pictures.write_png(workdir / "samples" / f"step_{step:07}.png", grid)
+            if log:
+                log.picture(step, "samples", grid)
 
     return write
 

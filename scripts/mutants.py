@@ -305,6 +305,36 @@ TRAPS = (
         "state.ema_params",
     ),
     Trap(
+        "Weight decay on embeddings, and on norms and biases of stacked layers",
+        "tests/training/test_optimizer.py::"
+        "test_decay_and_muon_spare_norms_biases_embeddings_and_tokens_however_stacked",
+        "jaxdiff/training/optimizer.py",
+        'leaf.ndim > 1 and not _NOT_DECAYED.search(leaf_name(path).rpartition("/")[2])',
+        "leaf.ndim > 1",
+    ),
+    Trap(
+        "A cosine that goes on falling from the first step, under the warm-up",
+        "tests/training/test_optimizer.py::test_a_schedule_is_optaxs_own_after_its_warm_up[cosine]",
+        "jaxdiff/training/optimizer.py",
+        "        xp = n.__array_namespace__()\n        part = xp.clip((n - warmup_steps) / length, 0.0, 1.0)",
+        "        xp = n.__array_namespace__()\n        part = xp.clip(n / (warmup_steps + length), 0.0, 1.0)",
+    ),
+    Trap(
+        "Checkpoints by the clock of each process: at different steps",
+        "tests/training/test_loop.py::test_by_time_all_processes_do_it_after_the_same_step_and_ask_rarely",
+        "jaxdiff/training/hooks.py",
+        "processes.from_first(",
+        "list(",
+    ),
+    Trap(
+        "A learning rate in the log that steps without an update move",
+        "tests/training/test_loop.py::"
+        "test_a_line_says_how_fast_where_the_time_went_the_mean_loss_and_the_rate_of_its_update",
+        "jaxdiff/training/hooks.py",
+        'step - 1 - metrics["skipped"]',
+        "step - 1",
+    ),
+    Trap(
         "Samples drawn with the parameters instead of their average",
         "tests/test_cli.py::test_samples_are_drawn_from_the_average_as_the_run_says",
         "jaxdiff/sampling_job.py",

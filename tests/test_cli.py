@@ -78,9 +78,10 @@ def trained(config, tmp_path_factory):
 
 
 def _metrics(workdir):
-    """{step: (loss, grad_norm, skipped)}; no step twice."""
+    """{step: (loss, grad_norm, ...)}; no step twice."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    values = {line["step"]: (line["loss"], line["grad_norm"], line["skipped"]) for line in lines}
+    names = ("loss", "loss_mean", "grad_norm", "learning_rate", "skipped")
+    values = {line["step"]: tuple(line[name] for name in names) for line in lines}
     assert len(values) == len(lines)
     return values
 

@@ -1,87 +1,87 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, the progress line."""
+"""The log of a run: all its loggers as one, and the progress on the terminal."""
 
-import contextlib
-import json
-import math
-import os
+import datetime
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.places import Place, in_bucket, write_whole
+import numpy as np
+from jaxtyping import UInt8
 
+from jaxdiff.places import Place, in_bucket, write_whole
+from jaxdiff.training.hooks import Mean
+from jaxdiff.training.loggers import LOGGERS
+
+DEFAULT = ("jsonl", "tensorboard")
 UPLOAD_S = 60.0  # between two, if nothing else asks for one
+LINE_S = 30.0  # between two lines of progress where the output is no terminal
 
 
 class Log:
-    """metrics.jsonl and TensorBoard events of a workdir: one line a `write`, none twice and none missing.
+    """The loggers of a workdir; one `write` goes to all of them.
 
-    On opening, lines past `step` (of steps that are about to be done again) and a last line cut short by a crash
-    are dropped; the file is replaced as a whole. A bucket's files cannot be appended to: they are written in a folder
-    of this machine, and go there whole, now and then and with every `upload`.
+    A bucket's files cannot be appended to: they are written in a folder of this machine, and go there whole, now and
+    then and with every `upload`.
+
+    Args:
+      workdir: of the run.
+      step: done already; later lines of an earlier start are dropped.
+      loggers: names of `loggers.LOGGERS`.
     """
 
-    def __init__(self, workdir: Place, step: int):
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
-
+    def __init__(self, workdir: Place, step: int, loggers: Sequence[str] = DEFAULT):
         self._bucket = workdir if in_bucket(workdir) else None
         self._folder = Path(tempfile.mkdtemp(prefix="jaxdiff-log-")) if self._bucket else Path(workdir)
-        path = workdir / "metrics.jsonl"
-        lines = _lines(path) if path.exists() else ()
-        path = self._folder / path.name
-        write_whole(path, "".join(text + "\n" for at, text in lines if at <= step).encode())
-        self._file = path.open("a")
-        # Not SummaryWriter: its thread dies of a full disk, and whoever then closes it waits for ever.
-        self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
-        self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        if self._bucket:
+            for file in self._bucket.glob("metrics.*"):
+                (self._folder / file.name).write_bytes(file.read_bytes())
+        self._loggers = [LOGGERS[name](self._folder, step, workdir.name) for name in loggers]
         self.upload()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line; numbers also become TensorBoard scalars."""
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
-        from tensorboardX.summary import scalar
-
-        now = time.time()
-        self._file.write(json.dumps({"step": step, **values, "time": round(now, 3)}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):  # else TensorBoard's writer complains
-                self._events.write_event(Event(wall_time=now, step=step, summary=scalar(name, value)))
-        self._events.flush()
+        """Adds one line to every record."""
+        for logger in self._loggers:
+            logger.write(step, {**values, "time": round(time.time(), 3)})
         if time.monotonic() - self._uploaded > UPLOAD_S:
             self.upload()
+
+    def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w c"]) -> None:
+        """Gives a picture to the loggers that show pictures."""
+        for logger in self._loggers:
+            if hasattr(logger, "picture"):
+                logger.picture(step, name, pixels)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """Gives a text to the loggers that show texts."""
+        for logger in self._loggers:
+            if hasattr(logger, "text"):
+                logger.text(step, name, markdown)
 
     def upload(self) -> None:
         """Brings a bucket up to date; to be called before a checkpoint is saved, so that no line of its steps lacks."""
         self._uploaded = time.monotonic()
         if self._bucket:
-            self._events.flush()
-            for file in self._folder.iterdir():
-                write_whole(self._bucket / file.name, file.read_bytes())
+            for file in self._folder.rglob("*"):
+                if file.is_file():
+                    write_whole(self._bucket / file.relative_to(self._folder).as_posix(), file.read_bytes())
 
     def close(self) -> None:
         """Writes what is still in memory."""
+        for logger in self._loggers:
+            logger.close()
         self.upload()
-        self._file.close()
-        self._events.close()
         if self._bucket:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _lines(path: Place) -> Iterator[tuple[int, str]]:
-    """(step, text) of each whole line."""
-    for text in path.read_bytes().decode(errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError, ValueError):
-            yield int(json.loads(text)["step"]), text
-
-
 class Progress:
-    """A bar with loss, images a second and the time left; where the output is no terminal, ten lines in all.
+    """A bar with loss, images a second and the time left; where the output is no terminal, a line every LINE_S seconds.
+
+    A line has the time of day and the mean loss since the line before; the first and the last step have one always.
 
     Args:
       first: steps already done.
@@ -95,21 +95,28 @@ class Progress:
         from rich.progress import Progress as Bar
 
         self._first, self._steps, self._batch_size = first, steps, batch_size
+        self._mean, self._printed = Mean(), 0.0
         self._bar = None
         if sys.stderr.isatty():
             columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
             self._task = self._bar.add_task("starting", total=steps, completed=first)
             self._bar.start()
 
     def update(self, step: int, loss: float, images_per_s: float) -> None:
         """Shows where the run is."""
-        text = f"loss {loss:.4f}" + (f"  {images_per_s:.0f} images/s" if images_per_s else "")
+        rate = f"  {images_per_s:.0f} images/s" if images_per_s else ""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
-        elif step * 10 // self._steps > (step - 1) * 10 // self._steps or step == self._first + 1:
+            self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}{rate}")
+        self._mean.add(loss)
+        due = step in (self._first + 1, self._steps) or time.monotonic() - self._printed >= LINE_S
+        if due and not (self._bar is not None and sys.stdout.isatty()):
+            self._printed = time.monotonic()
             left = (self._steps - step) * self._batch_size / images_per_s if images_per_s else 0.0
-            print(f"step {step}/{self._steps}  {text}" + (f"  {clock_time(left)} left" if left else ""), flush=True)
+            now = datetime.datetime.now().isoformat(" ", "seconds")
+            text = f"{now}  step {step}/{self._steps}  loss {self._mean.value:.4f}{rate}"
+            print(text + (f"  {clock_time(left)} left" if left else ""), flush=True)
+            self._mean.reset()
 
     def close(self) -> None:
         """Leaves the bar as it is."""

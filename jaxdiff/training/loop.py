@@ -1,12 +1,11 @@
-"""The training loop: batches in, steps dispatched, metrics read one step late, checkpoints and pictures on time.
+"""The training loop: batches in, steps dispatched, metrics read one call late, hooks on time.
 
-The loop knows neither files nor configs: what it saves, draws and reports with is handed to it.
+The loop knows neither files nor configs: all that a run leaves behind is done by the hooks handed to it.
 """
 
-import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -22,95 +21,123 @@ class DivergedError(RunError):
     """The loss is not finite any more, and skipping batches did not help."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cadence:
-    """How many steps in all, after how many something else happens (0 for never), and how many a call may do."""
+class Cadence(Protocol):
+    """When a hook is due, where that is not known by the step alone (`cadence.ByTime`)."""
 
-    steps: int
-    log_every: int
-    checkpoint_every: int
-    sample_every: int
-    steps_per_call: int = 1
+    def due(self, step: int) -> bool:
+        """Whether to call it after this step; asked after every call, in every process alike."""
+        ...
 
-    def calls(self, first: int) -> Iterator[int]:
-        """The steps of each call from step `first` on; a call ends where a checkpoint or pictures are due.
 
-        >>> list(Cadence(10, log_every=1, checkpoint_every=5, sample_every=0, steps_per_call=3).calls(1))
-        [3, 1, 3, 2]
+class Hook(NamedTuple):
+    """Something that happens now and then in a run.
+
+    Attributes:
+      every: steps between two times, 0 for never; or a `Cadence`.
+      call: takes (step, metrics, state), where `metrics` is a dict of floats of that step: loss, grad_norm, skipped
+        (steps so far) and images_per_s; each kind has what is listed below, and None for the rest.
+      kind: "metrics": has step and metrics, which are read one call late. "state": has all three; the metrics of all
+        steps up to it have been read and passed on by then, and a call of several steps ends where it is due.
+        "call": has step and state after every call, whatever `every` says, while both are still being computed.
+      at_end: whether it is due after the last step of the run, too.
+      on_stop: whether to do it where the run stops early; None for where it is due anyway. Of kind "state" alone.
+      span: what its time counts towards, see `clock.SPANS`.
+    """
+
+    every: int | Cadence
+    call: Callable[[int, Any, Any], None]
+    kind: Literal["metrics", "state", "call"] = "state"
+    at_end: bool = True
+    on_stop: bool | None = None
+    span: str = "logging"
+
+    def due(self, step: int, last: bool = False, stopping: bool = False) -> bool:
+        """Whether to do it after this step, given whether that is the run's last, or the one to stop at.
+
+        >>> pictures = Hook(5, lambda step, metrics, state: None, on_stop=False)
+        >>> pictures.due(5), pictures.due(6), pictures.due(6, last=True), pictures.due(5, stopping=True)
+        (True, False, True, False)
         """
-        while first < self.steps:
-            ends = [first + self.steps_per_call, self.steps]
-            ends += [first - first % every + every for every in (self.checkpoint_every, self.sample_every) if every]
-            yield min(ends) - first
-            first = min(ends)
+        if self.every == 0:
+            return False
+        by_cadence = step % self.every == 0 if isinstance(self.every, int) else self.every.due(step)
+        if last and self.at_end:
+            return True
+        if stopping and not last and self.on_stop is not None:
+            return self.on_stop
+        return by_cadence
+
+
+def calls(first: int, steps: int, steps_per_call: int = 1, hooks: Sequence[Hook] = ()) -> Iterator[int]:
+    """How many steps each call does, from step `first` to `steps`; one ends where a hook of kind "state" is due.
+
+    >>> list(calls(1, 10, 3, [Hook(5, lambda step, metrics, state: None)]))
+    [3, 1, 3, 2]
+    """
+    regular = [h.every for h in hooks if h.kind == "state" and isinstance(h.every, int) and h.every]
+    while first < steps:
+        end = min(first + steps_per_call, steps, *(first - first % every + every for every in regular))
+        yield end - first
+        first = end
 
 
 def run(
     state: TrainState,
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    batches: Iterator[Any],
+    batches: Iterator[tuple[int, Any]],
     key: jax.Array,
+    hooks: Sequence[Hook],
+    stop: Callable[[int], bool],
     *,
-    cadence: Cadence,
+    steps: int,
     batch_size: int,
     clock: Clock,
-    save: Callable[[TrainState, int, int], None],
-    draw: Callable[[TrainState, int], None],
-    report: Callable[[int, dict[str, Any]], None],
-    show: Callable[[int, float, float], None],
-    stop: Callable[[int], bool],
     skipped: int = 0,
 ) -> tuple[TrainState, int]:
-    """Trains from state.step to cadence.steps, or until stop.
+    """Trains from state.step to `steps`, or until stop.
 
     Call n + 1 is dispatched before the metrics of call n are read, so that the device never waits for the host; a
-    call is a step, or several (`Cadence.calls`). Before a checkpoint is saved, the metrics of all its steps have been
-    reported.
+    call is a step, or several (`calls`).
 
     Args:
       state: the state to start from; it is donated.
       step: compiled, (state, batch, key) -> (state, metrics); metrics have one value a step.
-      batches: what each call takes, on the devices, the first being that of step state.step.
+      batches: (count, batch) of each call: how many steps it does and what it takes, on the devices.
       key: the run's key.
-      cadence: when to do what.
+      hooks: what else happens; of those due at one step, in this order.
+      stop: whether to stop after this step; asked after every call.
+      steps: of the run, in all.
       batch_size: images a step, for the rate.
       clock: takes the time of everything.
-      save: (state, step, skipped so far), called every checkpoint_every steps, at the end, and on stopping.
-      draw: (state, step), called every sample_every steps and at the end, if that is not 0.
-      report: (step, values) every log_every steps: loss, grad_norm, skipped (steps so far), images_per_s,
-        seconds (of `clock`).
-      show: (step, loss, images_per_s) after every step.
-      stop: whether to stop after this step; asked after every call.
       skipped: steps without a finite loss so far.
 
     Returns:
-      The last state and its step, below cadence.steps if stopped.
+      The last state and its step, below `steps` if stopped.
 
     Raises:
       DivergedError: the loss was not finite for MAX_SKIPPED steps in a row.
     """
     first = done = int(state.step)
-    reader = _Reader(cadence, batch_size, clock, report, show, skipped)
-    for count in cadence.calls(first):
+    reader = _Reader([hook for hook in hooks if hook.kind == "metrics"], steps, batch_size, clock, skipped)
+    stopping = False
+    while done < steps and not stopping:
         with clock(lambda: "productive" if reader.busy() else "data_wait"):
-            batch = next(batches)
+            count, batch = next(batches)
         with clock("compile" if done == first else "productive"):
-            state, metrics = step(state, batch, key)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                state, metrics = step(state, batch, key)
         done += count
         reader.read(dispatched=done)
         reader.waiting = (done, count, metrics)
         stopping = stop(done)
-        last = done == cadence.steps
-        if stopping or last or done % cadence.checkpoint_every == 0:
-            reader.read()
-            with clock("checkpoint"):
-                save(state, done, reader.skipped)
-        if cadence.sample_every and (last or (done % cadence.sample_every == 0 and not stopping)):
-            reader.read()
-            with clock("sampling"):
-                draw(state, done)
-        if stopping:
-            break
+        for hook in hooks:
+            if hook.kind == "call":
+                hook.call(done, None, state)
+            elif hook.kind == "state" and hook.due(done, done == steps, stopping):
+                reader.read()
+                with clock(hook.span):
+                    hook.call(done, reader.latest, state)
+    reader.read()
     return state, done
 
 
@@ -119,16 +146,17 @@ class _Reader:
 
     Attributes:
       waiting: (last step, steps, metrics) of a call, not yet read.
-      skipped: steps without a finite loss, up to the last that was read.
+      latest: the metrics of the last step that was read.
     """
 
-    def __init__(self, cadence, batch_size, clock, report, show, skipped):
+    def __init__(self, hooks: Sequence[Hook], steps: int, batch_size: int, clock: Clock, skipped: int):
         self.waiting: tuple[int, int, dict[str, Any]] | None = None
-        self._cadence, self._batch_size, self._clock = cadence, batch_size, clock
-        self._report, self._show = report, show
-        self.skipped, self._in_a_row = skipped, 0
+        self.latest: dict[str, float] = {}
+        self._hooks, self._steps, self._batch_size, self._clock = hooks, steps, batch_size, clock
+        self._skipped, self._in_a_row = skipped, 0
         self._rate = 0.0
-        self._times: deque[tuple[int, float]] = deque(maxlen=-(-cadence.log_every // cadence.steps_per_call) + 1)
+        self._window = max((hook.every for hook in hooks if isinstance(hook.every, int)), default=1)
+        self._times: deque[tuple[int, float]] = deque()
 
     def busy(self) -> bool:
         """Whether a call is still being computed: then nothing has waited for the host so far."""
@@ -146,15 +174,15 @@ class _Reader:
         for step, row in enumerate(rows, last - count + 1):
             self._pass_on(step, row)
 
-    def _pass_on(self, step: int, values: dict[str, Any]) -> None:
+    def _pass_on(self, step: int, values: dict[str, float]) -> None:
         skipped = int(values["skipped"])
-        self.skipped += skipped
+        self._skipped += skipped
         self._in_a_row = self._in_a_row + 1 if skipped else 0
-        if step % self._cadence.log_every == 0:
-            rate, seconds = round(self._rate, 1), self._clock.totals()
-            with self._clock("logging"):
-                self._report(step, {**values, "skipped": self.skipped, "images_per_s": rate, "seconds": seconds})
-        self._show(step, values["loss"], self._rate)
+        self.latest = {**values, "skipped": self._skipped, "images_per_s": self._rate}
+        for hook in self._hooks:
+            if hook.due(step, last=step == self._steps):
+                with self._clock(hook.span):
+                    hook.call(step, self.latest, None)
         if self._in_a_row >= MAX_SKIPPED:
             raise DivergedError(
                 f"the loss was not finite for {MAX_SKIPPED} steps up to {step}; lower optimizer.learning_rate "
@@ -162,10 +190,12 @@ class _Reader:
             )
 
     def _measure(self, dispatched: int | None) -> None:
-        """The rate of the last log_every steps, 0 at the first. Time is taken after a dispatch, never after a save."""
+        """The rate of the last `window` steps, 0 at the first. Time is taken after a dispatch, never after a save."""
         if dispatched is None:
             return
         self._times.append((dispatched, self._clock.busy()))
+        while len(self._times) > 2 and self._times[1][0] <= dispatched - self._window:
+            self._times.popleft()
         (before, start), (step, end) = self._times[0], self._times[-1]
         if step > before:
             self._rate = (step - before) * self._batch_size / max(end - start, 1e-9)

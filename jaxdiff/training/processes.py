@@ -199,6 +199,18 @@ def _meet(name: str, mine: dict[str, Any]) -> None:
         raise UserError(f"the processes differ: {'; '.join(differing)}; start all with the same arguments")
 
 
+def from_first(value: Any) -> Any:
+    """Process 0's JSON value, in every process; all of them call this in the same order."""
+    if jax.process_count() == 1:
+        return value
+    client, name = distributed.global_state.client, f"jaxdiff/of process 0/{next(_meetings)}"
+    assert client is not None
+    if jax.process_index() == 0:
+        client.key_value_set(name, json.dumps(value))
+        return value
+    return json.loads(client.blocking_key_value_get(name, COMPILE_SECONDS * 1000))
+
+
 def barrier(name: str, seconds: float = _START_SECONDS) -> None:
     """Returns when every process has come here; the name is used once.
 

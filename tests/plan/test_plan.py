@@ -42,9 +42,10 @@ def test_the_planned_step_is_the_step_that_train_runs(tmp_path, monkeypatch):
         def compiled(self):
             return self.step
 
-    def run(state, step, batches, key, *, cadence, **rest):
-        hashes.append(plan.stablehlo_hash(step.lower(state, next(batches), key)))
-        return state, cadence.steps
+    def run(state, step, batches, key, *rest, steps, **more):
+        _, batch = next(batches)
+        hashes.append(plan.stablehlo_hash(step.lower(state, batch, key)))
+        return state, steps
 
     monkeypatch.setattr(training_job, "Program", Spied)
     monkeypatch.setattr(training_job, "run", run)

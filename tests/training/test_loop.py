@@ -1,7 +1,8 @@
-"""The loop, with steps that record when they are dispatched and read: order, cadence, time, stopping, the log."""
+"""The loop, with steps that record when they are dispatched and read: order, hooks, cadence, time, stopping."""
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -12,8 +13,9 @@ import pytest
 
 from jaxdiff.training import stopping
 from jaxdiff.training.clock import Clock, Ledger
-from jaxdiff.training.logs import Log, Progress
-from jaxdiff.training.loop import MAX_SKIPPED, Cadence, DivergedError, run
+from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence, parse_every
+from jaxdiff.training.logs import Progress
+from jaxdiff.training.loop import MAX_SKIPPED, DivergedError, Hook, calls, run
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.stopping import StopRequest
 
@@ -35,32 +37,50 @@ class _Number:
 class _Job:
     """A run of `steps` steps of which everything is recorded in `events`."""
 
-    def __init__(self, steps, first=0, skip=(), stop_at=None, ready=True, make_data=lambda: None, **cadence):
+    def __init__(
+        self,
+        steps,
+        first=0,
+        skip=(),
+        stop_at=None,
+        ready=True,
+        make_data=lambda: None,
+        log_every=1,
+        checkpoint_every=10**6,
+        sample_every=0,
+        steps_per_call=1,
+        more=(),
+    ):
         self.events, self.reports = [], {}
         self._skip, self._ready, self._make_data = skip, ready, make_data
-        cadence = Cadence(steps, **{"log_every": 1, "checkpoint_every": 10**6, "sample_every": 0, **cadence})
-        self._several = cadence.steps_per_call > 1
+        self._several = steps_per_call > 1
         self.clock = Clock(time.time())
+        hooks = [
+            Hook(log_every, self._report, "metrics"),
+            Hook(checkpoint_every, lambda n, m, _: self._happens(f"save {n} skipped {m['skipped']}"), on_stop=True),
+            Hook(sample_every, lambda n, m, _: self._happens(f"draw {n}"), on_stop=False),
+            *more,
+        ]
         self.state, self.done = run(
             TrainState(jnp.int32(first), {}, {}, {}),
             self._step,
-            self._batches(first, cadence),
+            self._batches(first, calls(first, steps, steps_per_call, hooks)),
             jax.random.key(0),
-            cadence=cadence,
+            hooks,
+            lambda step: step == stop_at,
+            steps=steps,
             batch_size=2,
             clock=self.clock,
-            save=lambda state, step, skipped: self.events.append(f"save {step} skipped {skipped}"),
-            draw=lambda state, step: self.events.append(f"draw {step}"),
-            report=self._report,
-            show=lambda step, loss, rate: None,
-            stop=lambda step: step == stop_at,
             skipped=5 if first else 0,
         )
 
-    def _batches(self, first, cadence):
-        for count in cadence.calls(first):
+    def _happens(self, what):
+        self.events.append(what)
+
+    def _batches(self, first, counts):
+        for count in counts:
             self._make_data()
-            yield range(first, first + count)
+            yield count, range(first, first + count)
             first += count
 
     def _step(self, state, batch, key):
@@ -70,7 +90,8 @@ class _Job:
             "skipped": [_Number(n in self._skip, [], "") for n in batch],
         }
 
-    def _report(self, step, values):
+    def _report(self, step, values, state):
+        assert state is None
         self.reports[step] = values
         self.events.append(f"report {step}")
 
@@ -98,6 +119,7 @@ def test_everything_happens_at_its_cadence_and_a_save_follows_its_reports():
         "draw 5",
         "report 6",
         "save 6 skipped 0",
+        "report 7",
         "save 7 skipped 0",
         "draw 7",
     ]
@@ -119,10 +141,17 @@ def test_a_stop_saves_at_the_step_and_draws_nothing():
 
 
 def test_calls_of_several_steps_end_where_something_is_due():
-    cadence = Cadence(20, log_every=3, checkpoint_every=8, sample_every=5, steps_per_call=4)
-    assert list(cadence.calls(0)) == [4, 1, 3, 2, 4, 1, 1, 4]
-    assert list(cadence.calls(7)) == list(cadence.calls(7))[:1] + list(cadence.calls(8)) == [1, 2, 4, 1, 1, 4]
-    assert list(Cadence(3, 1, 1, 0).calls(1)) == [1, 1]
+    nothing = lambda step, metrics, state: None  # noqa: E731
+    hooks = [
+        Hook(3, nothing, "metrics"),
+        Hook(8, nothing),
+        Hook(5, nothing),
+        Hook(0, nothing),
+        Hook(1, nothing, "call"),
+    ]
+    assert list(calls(0, 20, 4, hooks)) == [4, 1, 3, 2, 4, 1, 1, 4]
+    assert list(calls(7, 20, 4, hooks)) == [1, *calls(8, 20, 4, hooks)] == [1, 2, 4, 1, 1, 4]
+    assert list(calls(1, 3)) == [1, 1]
 
 
 def test_several_steps_a_call_report_and_save_as_one_by_one_do():
@@ -168,12 +197,129 @@ def test_the_rate_is_right_at_checkpoints_too(monkeypatch, where):
         assert [step for step in range(2, 13) if not 20 < rates[step] < 410] == [], rates
 
 
-def test_a_report_says_how_fast_and_where_the_time_went():
-    values = _Job(3).reports[3]
-    assert values["loss"] == 2 and values["images_per_s"] > 0
-    seconds = values["seconds"]
+def test_each_kind_of_hook_has_what_it_needs_when_it_needs_it():
+    """Of kind "call": at once, nothing read; of kind "state": all metrics read, also at a stop, where it is due."""
+    events = []
+    job = _Job(
+        9,
+        stop_at=4,
+        checkpoint_every=3,
+        more=[
+            Hook(1, lambda n, metrics, state: events.append(f"call {n} {metrics} {type(state).__name__}"), "call"),
+            Hook(2, lambda n, metrics, state: events.append(f"due {n} {metrics['loss']}"), at_end=False),
+            Hook(3, lambda n, metrics, state: events.append(f"not due {n}"), at_end=False),
+        ],
+    )
+    assert events == [
+        "call 1 None TrainState",
+        "call 2 None TrainState",
+        "due 2 1.0",
+        "call 3 None TrainState",
+        "not due 3",
+        "call 4 None TrainState",
+        "due 4 3.0",
+    ]
+    assert job.events[-1] == "save 4 skipped 0"
+
+
+def test_hooks_only_of_metrics_still_see_the_last_step():
+    seen = []
+    run(
+        TrainState(jnp.int32(0), {}, {}, {}),
+        lambda state, batch, key: (state, {"loss": jnp.ones(1), "skipped": jnp.zeros(1)}),
+        iter([(1, None)] * 3),
+        jax.random.key(0),
+        [Hook(2, lambda step, metrics, state: seen.append(step), "metrics")],
+        lambda step: False,
+        steps=3,
+        batch_size=2,
+        clock=Clock(time.time()),
+    )
+    assert seen == [2, 3]
+
+
+def test_a_line_says_how_fast_where_the_time_went_the_mean_loss_and_the_rate_of_its_update():
+    lines, clock = {}, Clock(time.time())
+    mean = Mean()
+    hooks = log_hooks(3, lines.__setitem__, mean, lambda n: 10.0 * n, clock)
+    _Job(8, skip=(1, 6), more=hooks)
+    assert list(lines) == [3, 6, 8]  # the last step always
+    assert [lines[n]["loss"] for n in lines] == [2, 5, 7]
+    assert [lines[n]["loss_mean"] for n in lines] == [1.0, 4.0, 6.5]
+    assert [lines[n]["learning_rate"] for n in lines] == [10.0, 40.0, 50.0]  # updates applied before: 1, 4, 5
+    assert lines[8]["images_per_s"] > 0
+    seconds = lines[8]["seconds"]
     parts = sum(value for name, value in seconds.items() if name != "total")
     assert parts == pytest.approx(seconds["total"], abs=0.01)
+
+
+def test_the_mean_loss_of_a_line_does_not_depend_on_a_stop():
+    def means(pieces):
+        lines, mean, first = {}, Mean(), 0
+        for steps in pieces:
+            write = lambda n, values: lines.__setitem__(n, values["loss_mean"])  # noqa: E731
+            _Job(20, first, stop_at=steps, more=log_hooks(5, write, mean, float, Clock(time.time())))
+            mean, first = Mean(json.loads(json.dumps(mean.state))), steps
+        return lines
+
+    assert means([7, 20]) == means([20]) == {5: 2.0, 10: 7.0, 15: 12.0, 20: 17.0}
+    lines, mean = {}, Mean()  # nor on an end that was put off
+    for first, steps in ((0, 7), (7, 10)):
+        write = lambda n, values: lines.__setitem__(n, values["loss_mean"])  # noqa: E731
+        _Job(steps, first, more=log_hooks(5, write, mean, float, Clock(time.time())))
+    assert lines == {5: 2.0, 7: 5.5, 10: 7.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400), ("2d", 172800), ("0.5s", 0.5)]
+)
+def test_a_cadence_is_steps_or_a_time(text, seconds):
+    assert parse_every(text).total_seconds() == seconds
+    assert isinstance(make_cadence(text), ByTime)
+
+
+@pytest.mark.parametrize("wrong", ["", "m", "10x", "-5", "-10m", "10m5", "0s", "0h0m", "ten", "1m1h", "1,5h", "1e3"])
+def test_what_is_no_cadence_is_refused_with_examples(wrong):
+    with pytest.raises(ValueError, match="neither a number of steps nor a time; write 500, 90s, 10m or 1h30m"):
+        parse_every(wrong)
+
+
+def test_by_time_a_hook_is_due_after_the_first_call_past_it(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("jaxdiff.training.hooks.time.monotonic", lambda: now[0])
+    wait = lambda: now.__setitem__(0, now[0] + 4.0)  # noqa: E731
+    events = _Job(9, stop_at=8, make_data=wait, checkpoint_every=make_cadence("10s"), steps_per_call=1).events
+    saves = [event for event in events if event.startswith("save")]
+    assert saves == ["save 4 skipped 0", "save 7 skipped 0", "save 8 skipped 0"]  # 12 s after 1 and 4; the stop
+    assert list(calls(0, 9, 4, [Hook(make_cadence("10s"), print)])) == [4, 4, 1]  # no call ends for it
+
+
+def test_by_time_all_processes_do_it_after_the_same_step_and_ask_rarely(monkeypatch):
+    """Two processes in lock step whose clocks disagree: process 0's decides, at steps that both know."""
+    now, answers, asked = {0: 0.0, 1: 0.0}, {}, {0: 0, 1: 0}
+    current = [0]
+
+    def from_first(value):
+        process = current[0]
+        number = asked[process]
+        asked[process] += 1
+        if process == 0:
+            answers[number] = value
+        return answers[number]
+
+    monkeypatch.setattr("jaxdiff.training.hooks.time.monotonic", lambda: now[current[0]])
+    monkeypatch.setattr("jaxdiff.training.hooks.jax.process_count", lambda: 2)
+    monkeypatch.setattr("jaxdiff.training.hooks.processes.from_first", from_first)
+    cadences = {process: make_cadence("10m") for process in (0, 1)}
+    due = {0: [], 1: []}
+    for step in range(1, 4001):
+        for process in (0, 1):
+            current[0] = process
+            now[process] += 0.5 if process == 0 else 0.7
+            if cadences[process].due(step):
+                due[process].append(step)
+    assert due[0] == due[1] and asked[0] == asked[1] < 50
+    assert due[0] == [1201, 2401, 3601]
 
 
 def test_the_clock_goes_on_from_the_account_of_the_start_before():
@@ -187,33 +333,29 @@ def test_the_clock_goes_on_from_the_account_of_the_start_before():
     assert sum(totals.values()) == pytest.approx(2 * totals["total"], abs=0.01)
 
 
-def _steps(path):
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
-
-
-def test_the_log_drops_what_will_be_done_again_and_a_line_cut_short(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    log = Log(tmp_path, 0)
-    for step in (1, 2, 3, 4):
-        log.write(step, {"loss": 0.5})
-    log.close()
-    with path.open("a") as file:
-        file.write('{"step": 5, "lo')  # what kill -9 leaves
-    log = Log(tmp_path, 2)
-    assert _steps(path) == [1, 2]
-    log.write(3, {"loss": 0.25})
-    log.close()
-    assert _steps(path) == [1, 2, 3]
-    assert any("tfevents" in p.name for p in tmp_path.iterdir())
-
-
-def test_without_a_terminal_a_run_says_some_ten_lines(capsys):
+def test_without_a_terminal_a_run_says_a_line_every_half_minute(capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("jaxdiff.training.logs.time.monotonic", lambda: now[0])
     progress = Progress(0, 1000, batch_size=2)
     for step in range(1, 1001):
-        progress.update(step, 0.5, 10.0)
+        now[0] += 0.2
+        progress.update(step, float(step), 10.0)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11
-    assert lines[1] == "step 100/1000  loss 0.5000  10 images/s  3:00 left"
+    assert len(lines) == 1 + 6 + 1  # the first step, every 150 steps, the last
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+    assert re.fullmatch(stamp + r"step 1/1000  loss 1.0000  10 images/s  3:20 left", lines[0])
+    assert re.fullmatch(stamp + r"step 151/1000  loss 76.5000  10 images/s  2:50 left", lines[1])
+    assert re.fullmatch(stamp + r"step 1000/1000  loss \d+.\d{4}  10 images/s", lines[-1])
+
+
+def test_a_bar_on_stderr_leaves_the_lines_to_a_file_on_stdout(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress(0, 3, batch_size=2)
+    for step in range(1, 4):
+        progress.update(step, 0.5, 10.0)
+    progress.close()
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 2 and "loss 0.5000" in said.err
 
 
 def test_signals_become_a_request_and_a_second_one_ends_the_process(monkeypatch):
