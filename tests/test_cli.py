@@ -21,6 +21,7 @@ from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import Consistency, validate
 from jaxdiff.config_files import load, read_run
 from jaxdiff.errors import command, program
+from jaxdiff.keys import purpose_key
 from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.parallel import make_mesh
@@ -383,7 +384,7 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
 
     def expected(params, sampling):
         draw = builders.build_sample(config, sampling, builders.build_model(config, 1), (4, 4, 1), 8, mesh)
-        return pictures.to_uint8(draw(params, jax.random.key(0), 8, labels))
+        return pictures.to_uint8(draw(params, purpose_key(0, "sample"), 8, labels))
 
     assert _close(drawn, expected(state.ema_params, config.sampling))
     assert not _close(drawn, expected(state.params, config.sampling))
