@@ -26,6 +26,7 @@ from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import BLOCK, measure
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
+from jaxdiff.keys import purpose_key
 from jaxdiff.likelihood_job import build_bits
 from jaxdiff.places import check_writable
 from jaxdiff.recipe import make_method, make_recipe
@@ -184,23 +185,40 @@ class Evaluation:
         return self._collect(collector, self._test, self._arguments.num, "floor")
 
     def _collect(self, collector: Collector, source: Source, n: int, what: str) -> Collected:
-        """n images of a source in random order, the same every time."""
-        batches = (source.gather(part)["image"] for part in self._track(self._parts(source, n), what))
-        return collector.collect(batches, self._arguments.num)
+        """n images of a source in random order, the same every time; `_labels` are those of the reference, in order."""
+        labels: list[np.ndarray] = []
+
+        def batches() -> Iterator[np.ndarray]:
+            for part in self._track(self._parts(source, n), what):
+                records = source.gather(part)
+                labels.append(records["label"])
+                yield records["image"]
+
+        found = collector.collect(batches(), self._arguments.num)
+        if source is self._train:
+            self._labels = np.concatenate(labels)
+        return found
 
     def _draw(self, collector: Collector, sampling: Sampling, params: Any) -> tuple[Collected, float]:
-        """Samples of one cell, classes in turn, and how many a second (the first batch, which compiles, aside)."""
+        """Samples of one cell, and how many a second (the first batch, which compiles, aside).
+
+        Sample i is of the class of the reference's i-th image, and so drawn as often as in the data.
+        """
         config, num, size, shape = self._config, self._arguments.num, self._batch_size, self._train.shape
         recipe, seconds = make_recipe(config, shape), []
         draw = make_draw(recipe, make_method(config, sampling), size, self._mesh)
         everything = recipe.conditioner.parse([], num)
+        if "label" in everything and config.model.num_classes == self._train.num_classes:
+            everything["label"] = self._labels[:num]
+
+        key = purpose_key(self._arguments.seed, "sample")  # the samples are those of `jaxdiff sample`
 
         def batches() -> Iterator[np.ndarray]:
             for start in self._track(range(0, num, size), f"{sampling.sampler} {sampling.steps} steps"):
                 n = min(size, num - start)
                 batch = {name: values[start : start + n] for name, values in everything.items()}
                 began = time.perf_counter()
-                images = pictures.to_uint8(draw(params, self._key(), n, batch, start))
+                images = pictures.to_uint8(draw(params, key, n, batch, start))
                 seconds.append(time.perf_counter() - began)
                 yield images
 
@@ -217,9 +235,9 @@ class Evaluation:
         if known := self._file.find(bits):
             return known
         measure_bits = build_bits(make_recipe(config, source.shape), kind, self._batch_size, self._mesh)
-        found: list[np.ndarray] = []
+        key, found = purpose_key(self._arguments.seed, "bits"), []
         for part in self._track(self._parts(source, n), kind):
-            found.append(measure_bits(params, self._key(), sum(map(len, found)), source.gather(part)))
+            found.append(measure_bits(params, key, sum(map(len, found)), source.gather(part)))
         values = np.concatenate(found).astype(np.float64)
         error = float(values.std(ddof=1) / np.sqrt(n))
         bits = dataclasses.replace(bits, value=float(values.mean()), error=error)
@@ -230,9 +248,6 @@ class Evaluation:
         """The numbers of n records in random order, a batch each."""
         order = np.random.Generator(np.random.Philox(0)).permutation(len(source))[:n]
         return [order[i : i + self._batch_size] for i in range(0, n, self._batch_size)]
-
-    def _key(self) -> jax.Array:
-        return jax.random.key(self._arguments.seed, impl="threefry2x32")
 
     def _say(self, line: str) -> None:
         if jax.process_index() == 0:

@@ -1,9 +1,11 @@
 """Bits per dimension of a data set's images under a run's weights, spread over all devices."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -32,11 +34,13 @@ def build_bits(recipe: Recipe, kind: str, batch_size: int, mesh: Mesh) -> Callab
       The function; first is the number of the first image, the batch is the data's, NumPy.
     """
     schedule, rows = recipe.schedule, NamedSharding(mesh, P(mesh.axis_names))
+    first = 1.0 / (schedule.num_steps or math.inf)  # the earliest time that the network was trained at
     if kind != "bpd" and schedule.num_steps is not None:
         schedule = schedules.interpolate(schedule)
 
     def plain(params: Any, frozen: Any, batch: dict[str, Array]) -> Denoiser:
-        return denoiser(recipe, params, recipe.embed(frozen, batch), schedule=schedule)
+        denoise = denoiser(recipe, params, recipe.embed(frozen, batch), schedule=schedule)
+        return lambda x_t, t: denoise(x_t, jnp.maximum(t, first))
 
     @jax.jit
     def run(params, frozen, key, start, batch):
@@ -46,8 +50,8 @@ def build_bits(recipe: Recipe, kind: str, batch_size: int, mesh: Mesh) -> Callab
             return bound_bits(keys, denoise, batch["image"], schedule)
 
         def one(key, example):  # the solver takes each by itself
-            alone = jax.tree.map(lambda x: x[None], example)
-            return flow_bits(key[None], plain(params, frozen, alone), alone["image"], schedule)[0]
+            alone, t_min = jax.tree.map(lambda x: x[None], example), max(1e-3, first)
+            return flow_bits(key[None], plain(params, frozen, alone), alone["image"], schedule, t_min=t_min)[0]
 
         return jax.vmap(one)(keys, batch)
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxdiff.config import Config, flat
 from jaxdiff.config_files import read_run
 from jaxdiff.errors import UserError
+from jaxdiff.keys import purpose_key
 from jaxdiff.recipe import check_data, make_objective, make_recipe, optimizer_of
 from jaxdiff.training import ema, parallel, posthoc
 from jaxdiff.training.checkpoints import restore
@@ -58,8 +59,7 @@ class Program:
         self.recipe = recipe = make_recipe(config, source.shape)
         check_data(config, source.num_classes, len(devices))
         self.mesh = parallel.make_mesh(config.parallel.fsdp, devices)
-        key = jax.random.key(config.seed, impl="threefry2x32")  # another impl makes noise depend on the batch
-        self.keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("init", "train", "pictures"))}
+        self.keys = {name: purpose_key(config.seed, name) for name in ("init", "train", "pictures")}
         optimizer = optimizer_of(config)
         objective = make_objective(config, recipe)
         loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}

@@ -22,6 +22,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
+from jaxdiff.keys import purpose_key
 from jaxdiff.places import Place, check_writable, place
 from jaxdiff.recipe import conditioner_of, make_method, make_recipe
 from jaxdiff.samplers import SAMPLERS
@@ -128,7 +129,7 @@ def draw(request: Request) -> tuple[int, str]:
         recipe, method, num if request.trajectory else min(num, batch_size), mesh, trajectory=request.trajectory
     )
     start = time.perf_counter()
-    key = jax.random.key(request.seed, impl="threefry2x32")
+    key = purpose_key(request.seed, "sample")
     drawn = make(opened.params, key, num, opened.batch, away=opened.away, weak=opened.weak, **given)
     seconds = time.perf_counter() - start
     if jax.process_index():

@@ -21,6 +21,7 @@ from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import validate
 from jaxdiff.config_files import load, read_run
 from jaxdiff.errors import command, program
+from jaxdiff.keys import purpose_key
 from jaxdiff.objectives import Consistency
 from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
@@ -397,7 +398,7 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
     def expected(params, sampling):
         made = recipe.make_recipe(config, (4, 4, 1))
         draw = diffusion.make_draw(made, recipe.make_method(config, sampling), 8, mesh)
-        return pictures.to_uint8(draw(params, jax.random.key(0), 8, {"label": labels}))
+        return pictures.to_uint8(draw(params, purpose_key(0, "sample"), 8, {"label": labels}))
 
     assert _close(drawn, expected(state.ema_params, config.sampling))
     assert not _close(drawn, expected(state.params, config.sampling))

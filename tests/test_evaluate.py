@@ -11,17 +11,20 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import evaluation_job
+from jaxdiff import evaluation_job, likelihood_job
 from jaxdiff.commands import main
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, make_schedule
 from jaxdiff.config_files import read_run, to_json
+from jaxdiff.denoisers import Prediction
 from jaxdiff.evaluation import frechet_distance
 from jaxdiff.evaluation.extractors import fashion_mnist_classifier
 from jaxdiff.evaluation.likelihood import bound_bits, flow_bits
 from jaxdiff.evaluation.moments import Gaussian
+from jaxdiff.keys import purpose_key
 from jaxdiff.program import example
 from jaxdiff.recipe import make_recipe, optimizer_of
 from jaxdiff.training.checkpoints import Checkpoints, restore
+from jaxdiff.training.parallel import make_mesh
 from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import init_state
 
@@ -51,7 +54,7 @@ def run(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, n in (("train", 200), ("t10k", 100)):
         write_idx(folder / f"{name}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
-        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(n) % 10)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.minimum(np.arange(n) % 20, 9))  # half are of class 9
     options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {option: getattr(jax.config, option) for option in options}
     with pytest.MonkeyPatch.context() as patch:
@@ -90,13 +93,34 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert len(scores(run)) == 5
 
 
+def reference_labels(data, n=100):
+    """The classes of the first n reference images, in the order of the command."""
+    return data.gather(np.random.Generator(np.random.Philox(0)).permutation(len(data))[:n])["label"]
+
+
+def test_samples_are_of_the_classes_of_the_data(run, monkeypatch):
+    """Half of the training images are of one class, and so are the samples: those of images drawn at random."""
+    plain, labels = evaluation_job.make_draw, []
+
+    def recording(*arguments):
+        draw = plain(*arguments)
+        return lambda params, key, num, batch, first: (
+            labels.extend(batch["label"]) or draw(params, key, num, batch, first)
+        )
+
+    monkeypatch.setattr(evaluation_job, "make_draw", recording)
+    assert command(run, "--steps", "4") == 0
+    np.testing.assert_array_equal(labels, reference_labels(open_dataset("fashion_mnist", read_run(run).data.path)))
+    assert 40 <= labels.count(9) <= 70
+
+
 def test_samples_are_those_of_sample_py(run, tmp_path):
-    """FID of the samples that sample.py writes for the same seed, computed here, is the one in scores.json."""
+    """FID of what sample.py writes for the same seed and classes, computed here, is the one in scores.json."""
     assert command(run, "--steps", "2") == 0
-    out = tmp_path / "samples.npz"
-    assert main(["sample", str(run), "--num", "100", "--steps", "2", "--batch-size", "64", "--out", str(out)]) == 0
+    out, data = tmp_path / "samples.npz", open_dataset("fashion_mnist", read_run(run).data.path)
+    options = ("--num", "100", "--steps", "2", "--batch-size", "64", "--out", str(out))
+    assert main(["sample", str(run), *options, "--classes", *map(str, reference_labels(data))]) == 0
     extractor = fashion_mnist_classifier()
-    data = open_dataset("fashion_mnist", json.loads((run / "config.json").read_text())["data"]["path"])
 
     def gaussian(images):
         features = np.asarray(extractor.apply(extractor.params, jnp.asarray(images))[0], np.float64)
@@ -148,7 +172,7 @@ def network(run):
 
 
 def test_bits_of_test_images_are_those_of_the_functions(run, capsys, monkeypatch):
-    """The first test images in the order of the command, their own classes, noise by (seed, i); in two batches."""
+    """The first test images in the order of the command, their own classes, noise by seed and i; in two batches."""
     assert command(run, "--metrics", "bpd", "--bits-num", "10", "--batch-size", "8") == 0
     out = capsys.readouterr().out
     (found,) = json.loads((run / "evaluation" / "scores.json").read_text())["bits"]
@@ -156,14 +180,33 @@ def test_bits_of_test_images_are_those_of_the_functions(run, capsys, monkeypatch
     assert (found["kind"], found["evaluations"], found["n"]) == ("bpd", 20, 10)
 
     batch, schedule = images_of_test_split(run, 10), make_schedule(read_run(run).diffusion)
-    denoise = jd.as_denoiser(network(run), schedule=schedule, cond=jnp.asarray(batch["label"]))
+    denoise = jd.as_denoiser(network(run), schedule=schedule, cond={"label": jnp.asarray(batch["label"])})
     denoise = jd.static_threshold(denoise, schedule=schedule)
-    bits = bound_bits(jd.sample_keys(jax.random.key(0), 10), denoise, jnp.asarray(batch["image"]), schedule)
+    bits = bound_bits(jd.sample_keys(purpose_key(0, "bits"), 10), denoise, jnp.asarray(batch["image"]), schedule)
     assert found["value"] == pytest.approx(float(bits.mean()), rel=1e-5)
     assert found["error"] == pytest.approx(float(bits.std(ddof=1)) / 10**0.5, rel=1e-4)
 
     monkeypatch.setattr(evaluation_job, "build_bits", None)  # not measured again
     assert command(run, "--metrics", "bpd", "--bits-num", "10") == 0
+
+
+def test_bits_of_the_flow_ask_no_time_below_the_first_trained(monkeypatch):
+    """With T = 20 the network has seen 0.05 to 1."""
+    seen = []
+
+    def denoiser(recipe, params, cond, *, schedule):
+        def denoise(x_t, t):
+            jax.debug.callback(lambda t: seen.append(float(np.min(t))), t)
+            return Prediction(jnp.zeros_like(x_t), x_t)
+
+        return denoise
+
+    monkeypatch.setattr(likelihood_job, "denoiser", denoiser)
+    recipe = make_recipe(Config(data=Data(name="folder"), model=dataclasses.replace(TINY, num_classes=0)), (8, 8, 3))
+    recipe = recipe._replace(schedule=jd.schedules.cosine(20))
+    bits = likelihood_job.build_bits(recipe, "bpd_flow", 1, make_mesh(1, jax.devices()[:1]))
+    bits({}, jax.random.key(0), 0, {"image": np.zeros((1, 8, 8, 3), np.uint8)})
+    assert len(seen) > 6 and np.float32(0.05) <= min(seen) < 0.0501
 
 
 @pytest.mark.slow
@@ -173,11 +216,11 @@ def test_bits_by_the_flow_are_those_of_each_image_alone(run):
     (found,) = [row for row in scores(run, "bits") if row["kind"] == "bpd_flow"]
     config, batch = read_run(run), images_of_test_split(run, 3)
     predict, schedule = network(run), jd.schedules.interpolate(make_schedule(config.diffusion))
-    keys, values = jd.sample_keys(jax.random.key(0), 3), []
+    keys, values = jd.sample_keys(purpose_key(0, "bits"), 3), []
     for i in range(3):
-        denoise = jd.as_denoiser(predict, schedule=schedule, cond=jnp.asarray(batch["label"][i : i + 1]))
+        denoise = jd.as_denoiser(predict, schedule=schedule, cond={"label": jnp.asarray(batch["label"][i : i + 1])})
         image = jnp.asarray(batch["image"][i : i + 1])
-        values.append(float(flow_bits(keys[i : i + 1], denoise, image, schedule)[0]))
+        values.append(float(flow_bits(keys[i : i + 1], denoise, image, schedule, t_min=0.05)[0]))
     assert found["value"] == pytest.approx(np.mean(values), rel=1e-3)
 
 

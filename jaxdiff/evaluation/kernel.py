@@ -3,8 +3,9 @@
     MMD^2 = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)     (1)
 
 is unbiased at any size, which FID is not. Computed on disjoint blocks of both sets and averaged, it needs the features
-of one block at a time, and the blocks, being independent, give an honest standard error. (The usual 100 random
-subsets overlap: their spread says little of the error.)
+of one block at a time, and the blocks, being independent, give an honest error. (The usual 100 random subsets overlap:
+their spread says little of the error.) Few blocks have few degrees of freedom: their standard error is multiplied by
+Student's 97.5 % quantile over the normal one (6.5 with two blocks, 1.15 with ten), so that 1.96 of it cover 95 %.
 
 Sources: Binkowski et al. 2018 (KID), section 4; Zaremba et al. 2013 (B-test), eq. 5.
 """
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import ndtri, stdtrit
 
 
 class KernelDistance(NamedTuple):
-    """The mean over blocks of eq. (1), its standard error, and how many features of each set it used."""
+    """The mean over blocks of eq. (1), its standard error (for few blocks too), and how many features of each set."""
 
     value: float
     standard_error: float
@@ -66,7 +68,8 @@ def kernel_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n_y d"], 
         raise ValueError(f"{len(x)} and {len(y)} features do not fill 2 blocks of {block}; use more, or smaller blocks")
     parts = [slice(i * block, (i + 1) * block) for i in range(blocks)]
     values = np.array([float(_block_mmd(x[part], y[part])) for part in parts])
-    return KernelDistance(float(values.mean()), float(values.std(ddof=1) / np.sqrt(blocks)), blocks * block)
+    few = stdtrit(blocks - 1, 0.975) / ndtri(0.975)
+    return KernelDistance(float(values.mean()), float(few * values.std(ddof=1) / np.sqrt(blocks)), blocks * block)
 
 
 _block_mmd = jax.jit(block_mmd)

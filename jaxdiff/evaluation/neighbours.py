@@ -1,21 +1,21 @@
 """Precision, recall, density and coverage: fidelity and diversity apart, from balls around features.
 
-B(x) is the ball around x that reaches to its k-th nearest neighbour in its own set. With R real and F generated
-features:
+B(x) is the ball around x that reaches to its k-th nearest neighbour in its own set, B°(x) the same without its
+surface. With R real and F generated features:
 
-    precision = share of F in some B(R_i)         recall   = share of R in some B(F_j)
-    density   = mean over F of #{i: f in B(R_i)}/k   coverage = share of R whose B(R_i) holds some f
+    precision = share of F in some B(R_i)           recall   = share of R in some B(F_j)
+    density   = mean over F of #{i: f in B°(R_i)}/k   coverage = share of R whose B°(R_i) holds some f
 
-Sources: Kynkaanniemi et al. 2019, eq. 1-2 (k = 3); Naeem et al. 2020, eq. 3 and 5 (k = 5).
+So a set has density and coverage 1 against itself. Distances are in float64, and those that decide (a radius, or within
+rounding of one) are sums of squared differences: a tie of features is a tie here, wherever the features lie.
+
+Sources: Kynkaanniemi et al. 2019, eq. 1-2 (k = 3); Naeem et al. 2020, eq. 3 and 5 (k = 5), released code (<).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 _ROWS = 500  # distances are computed so many rows at a time
 
@@ -37,9 +37,6 @@ def neighbours(
 ) -> Neighbours:
     """All four, exactly: every distance is computed, a block of rows at a time, in O(rows n) memory.
 
-    Both sets are held as features. They are centred on the real mean first, which changes no distance and saves
-    float32 from cancellation.
-
     Args:
       real: features of real images.
       generated: of generated ones; use n = m, since all four depend on both.
@@ -56,49 +53,48 @@ def neighbours(
     k = max(k_precision, k_density)
     if min(k_precision, k_density) < 1 or min(len(real), len(generated)) <= k:
         raise ValueError(f"{min(len(real), len(generated))} features have no {k} neighbours each; use more, or k >= 1")
-    centre = real.mean(axis=0, dtype=np.float64)
-    r, f = (jnp.asarray(x - centre[None], jnp.float32) for x in (real, generated))
-    radii, fake_radii = _radii(r, k), _radii(f, k)
-    # of each generated feature: in how many real balls; of each real one: in how many fake balls
-    inside = np.asarray(_count(f, r, radii[:, k_precision - 1]))
-    dense = np.asarray(_count(f, r, radii[:, k_density - 1]))
-    covered = np.asarray(_count(r, f, fake_radii[:, k_precision - 1]))
-    near = np.asarray(_nearest(r, f) <= radii[:, k_density - 1])
+    real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
+    radii, fake_radii = _radii(real, k), _radii(generated, k)[:, k_precision - 1]
+    precise, dense = np.zeros(len(generated), bool), np.zeros(len(generated))
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for start in range(0, len(generated), _ROWS):
+        rows = slice(start, start + _ROWS)
+        near, far = radii[None, :, k_precision - 1], radii[None, :, k_density - 1]
+        squares = _squares(generated[rows], real, near, far, fake_radii[rows, None])
+        precise[rows] = np.any(squares <= near, axis=1)
+        dense[rows] = np.sum(squares < far, axis=1)
+        recalled |= np.any(squares <= fake_radii[rows, None], axis=0)
+        covered |= np.any(squares < far, axis=0)
     return Neighbours(
-        float(np.mean(inside > 0)), float(np.mean(covered > 0)), float(dense.mean() / k_density), float(near.mean())
+        float(precise.mean()), float(recalled.mean()), float(dense.mean() / k_density), float(covered.mean())
     )
 
 
-def _by_rows(function: Callable[[jax.Array], jax.Array], x: Float[Array, "n d"]) -> Array:
-    """function of blocks of rows of x, one after another; the last block is padded with its first row and cut."""
-    n = x.shape[0]
-    blocks = -(-n // _ROWS)
-    padded = jnp.pad(x, ((0, blocks * _ROWS - n), (0, 0)), mode="edge")
-    out = jax.lax.map(function, padded.reshape(blocks, _ROWS, -1))
-    return out.reshape(blocks * _ROWS, *out.shape[2:])[:n]
+def _squares(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "n d"], *radii: np.ndarray) -> Float[np.ndarray, "m n"]:
+    """Squared distances; those that rounding could put on the other side of a radius (squared) are exact."""
+    centre = y.mean(axis=0)[None]
+    x_c, y_c = x - centre, y - centre
+    sizes = np.sum(x_c**2, axis=1)[:, None] + np.sum(y_c**2, axis=1)[None]
+    squares = sizes - 2.0 * x_c @ y_c.T
+    close = np.zeros(squares.shape, bool)
+    for radius in radii:
+        close |= np.abs(squares - radius) <= 1e-12 * sizes
+    for i in np.flatnonzero(close.any(axis=1)):
+        squares[i, close[i]] = _exact(x[i], y[close[i]])
+    return squares
 
 
-def _squares(rows: Float[Array, "rows d"], x: Float[Array, "n d"]) -> Float[Array, "rows n"]:
-    product = jnp.matmul(rows, x.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(jnp.sum(rows**2, 1)[:, None] - 2.0 * product + jnp.sum(x**2, 1)[None], 0.0)
+def _exact(x: Float[np.ndarray, " d"], y: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Squared distances of one x, the same whichever of two points is x."""
+    return np.sum((y - x[None]) ** 2, axis=1)
 
 
-@jax.jit
-def _nearest(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, " n"]:
-    """Squared distance of each x to the nearest y."""
-    return _by_rows(lambda rows: jnp.min(_squares(rows, y), axis=1), x)
-
-
-@jax.jit
-def _count(x: Float[Array, "n d"], y: Float[Array, "m d"], radii: Float[Array, " m"]) -> Array:
-    """In how many of the balls around y each x lies; radii squared."""
-    return _by_rows(lambda rows: jnp.sum(_squares(rows, y) <= radii[None], axis=1), x)
-
-
-def _radii(x: Float[Array, "n d"], k: int) -> Float[Array, "n k"]:
+def _radii(x: Float[np.ndarray, "n d"], k: int) -> Float[np.ndarray, "n k"]:
     """Squared distances to the 1st to k-th nearest neighbour, itself aside."""
-
-    def nearest(rows: Float[Array, "rows d"]) -> Float[Array, "rows k"]:
-        return -jax.lax.top_k(-_squares(rows, x), k + 1)[0][:, 1:]  # the nearest is itself
-
-    return jax.jit(lambda x: _by_rows(nearest, x))(x)
+    radii = np.empty((len(x), k))
+    for start in range(0, len(x), _ROWS):
+        squares = _squares(x[start : start + _ROWS], x)
+        nearest = np.argpartition(squares, k, axis=1)[:, : k + 1]
+        for i, candidates in enumerate(nearest, start):
+            radii[i] = np.sort(_exact(x[i], x[candidates]))[1:]  # the nearest is itself
+    return radii

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxdiff.family import Family
+from jaxdiff.keys import example_keys
 from jaxdiff.losses.consistency import consistency_loss, narrowing
-from jaxdiff.losses.denoising import denoising_loss, example_keys
+from jaxdiff.losses.denoising import denoising_loss
 from jaxdiff.losses.time_sampling import (
     LossAware,
     LossHistory,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdiff.keys import example_keys
 from jaxdiff.losses.time_sampling import TimeSampling, uniform, uniforms
 from jaxdiff.losses.weightings import Weighting, output_weight
 from jaxdiff.process import add_noise, check_prediction, from_x0_noise
@@ -88,17 +89,6 @@ def draw(key: jax.Array, x_0: jax.Array, schedule: Schedule, time_sampling: Time
     m = schedule(t)
     noise = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:], x_0.dtype))(noise_keys)
     return Drawn(t, m, noise, add_noise(x_0, noise, m))
-
-
-def example_keys(key: jax.Array, batch: int) -> jax.Array:
-    """[batch] keys: fold_in(key, i) for one key; keys that are already one per example stay as they are."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"keys must be made by jax.random.key, not jax.random.PRNGKey; got an array of {key.dtype}")
-    if key.ndim == 0:
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
-    if key.shape != (batch,):
-        raise ValueError(f"key must be one key or {batch} of them, one per example; got shape {key.shape}")
-    return key
 
 
 def mean_square(x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:

@@ -22,7 +22,8 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
 from jaxdiff.denoisers import Denoiser, Prediction, as_denoiser
-from jaxdiff.losses.denoising import draw, example_keys, mean_square
+from jaxdiff.keys import example_keys
+from jaxdiff.losses.denoising import draw, mean_square
 from jaxdiff.losses.time_sampling import TimeSampling, uniform
 from jaxdiff.process import add_noise, from_x0_noise, learned_log_variance, posterior
 from jaxdiff.schedules import Marginal, Schedule

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, Num
 
+from jaxdiff.keys import example_keys
 from jaxdiff.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -20,29 +21,6 @@ if TYPE_CHECKING:
 Batch = dict[str, Num[Array, "batch ..."]]
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[Any, Any, Batch, Key[Array, " batch"]], Float[Array, " batch"]]
-
-
-def example_keys(key: Key[Array, ""], step: Int[Array, ""] | int, rows: Int[Array, " batch"]) -> Key[Array, " batch"]:
-    """fold_in(fold_in(key, step), row): a key depends on the step and the example's row in the global batch alone.
-
-    So noise does not change with the number of devices, hosts or micro-batches.
-
-    Args:
-      key: the run's key, the same at every step.
-      step: the step, >= 0.
-      rows: each example's index in the global batch, int32 [batch].
-
-    Returns:
-      One key an example, [batch].
-
-    >>> import jax, jax.numpy as jnp
-    >>> key = jax.random.key(0)
-    >>> whole = example_keys(key, 7, jnp.arange(4))
-    >>> bool(jnp.array_equal(whole[2:], example_keys(key, 7, jnp.arange(2, 4))))
-    True
-    """
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(step_key, rows)
 
 
 def _split(batch: Any, pieces: int) -> Any:
@@ -143,10 +121,11 @@ def make_train_step(
         gather: Callable[[Any], Any] = lambda params: params,
     ) -> tuple[TrainState, Metrics]:
         frozen = {} if frozen is None else frozen
-        keys = example_keys(key, state.step, batch["row"])
+        step_key = jax.random.fold_in(key, state.step)
+        keys = example_keys(step_key, batch["row"])
         batch = {**batch, "step": jnp.full_like(batch["row"], state.step)}
         if objective.draw is not None:
-            keys, drawn = objective.draw(state.objective, jax.random.fold_in(key, state.step), keys, batch)
+            keys, drawn = objective.draw(state.objective, step_key, keys, batch)
             batch |= drawn
         loss, grads, losses = _loss_and_grads(objective.loss, gather, state.params, frozen, batch, keys, accumulate)
         if axis_name is not None:

@@ -17,7 +17,7 @@ def distances(x, y):
 
 def expected(real, generated, k, k_density):
     d = distances(real, generated)
-    dense = d <= radius(real, k_density)[:, None]
+    dense = d < radius(real, k_density)[:, None]
     return (
         (d <= radius(real, k)[:, None]).any(0).mean(),
         (d <= radius(generated, k)[None, :]).any(1).mean(),
@@ -47,6 +47,31 @@ def test_what_they_tell_apart():
     assert dropped.recall < 0.51 and dropped.coverage < 0.51
     junk = neighbours(near, np.concatenate([near + 0.01, far]))
     assert junk.precision == pytest.approx(0.5, abs=0.02) and junk.coverage > 0.98
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0 / 3.0, 1000.1])
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_a_set_against_itself_has_density_and_coverage_1(offset, scale):
+    """Every radius is the distance of a generated point: k of them lie inside, and the k-th on the surface."""
+    x = (offset + scale * np.random.default_rng(2).standard_normal((150, 6))).astype(np.float32)
+    assert neighbours(x, x[::-1]) == (1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25, 1e5])
+def test_points_on_the_surface(shift):
+    """Points in steps of 10 along (6, 8), and others 10 off at a right angle: on the balls of one neighbour exactly."""
+    real = shift + np.arange(40.0)[:, None] * np.array([[6.0, 8.0]])
+    assert neighbours(real, real + np.array([[8.0, -6.0]]), 1, 1) == (1.0, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("far", [2e3, 1e5])
+def test_distances_far_smaller_than_the_features(far):
+    """Two tight clusters, far apart: centring alone leaves features thousands of times as large as distances."""
+    rng = np.random.default_rng(3)
+    side = np.where(np.arange(120) % 2, far, -far)[:, None]
+    real, generated = ((side + rng.standard_normal((120, 4))).astype(np.float32) for _ in range(2))
+    found = neighbours(real, generated, 3, 5)
+    np.testing.assert_allclose(found, expected(real.astype(float), generated.astype(float), 3, 5), atol=1e-12)
 
 
 def test_one_neighbour_more_than_there_is_is_refused():

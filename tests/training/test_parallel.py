@@ -12,13 +12,14 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxdiff.errors import UserError
+from jaxdiff.keys import example_keys
 from jaxdiff.losses import loss_aware
 from jaxdiff.models.unet import UNet
 from jaxdiff.objectives import Objective, timed
 from jaxdiff.training import ema, parallel
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state, leaf_name
-from jaxdiff.training.step import example_keys, make_train_step
+from jaxdiff.training.step import make_train_step
 
 ROWS, STEPS = 16, 3
 OPTIMIZER = make_optimizer(1e-3, warmup_steps=2)
@@ -218,7 +219,7 @@ def test_of_a_unet_nothing_but_weights_and_gradients_travels():
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_noise_is_the_same_bits_on_every_layout(fsdp):
     def draw(key, rows):
-        return jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(example_keys(key, 7, rows))
+        return jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(example_keys(jax.random.fold_in(key, 7), rows))
 
     alone = jax.jit(draw)(jax.random.key(0), jnp.arange(ROWS))
     rows = parallel.shard_batch({"row": np.arange(ROWS, dtype=np.int32)}, parallel.make_mesh(fsdp))["row"]
