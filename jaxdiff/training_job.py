@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
-from jaxdiff.places import Place, in_bucket, place
+from jaxdiff.places import Place, in_bucket
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
 from jaxdiff.recipe import make_method
@@ -27,6 +28,7 @@ from jaxdiff.training.data import Batch, Batches
 from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Cadence, run
 from jaxdiff.training.profiling import Profile
+from jaxdiff.training.reading import directory_of
 from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.sources import Source, open_dataset
 from jaxdiff.training.state import TrainState
@@ -52,7 +54,7 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
-    place(config.workdir)  # before JAX's cache may open the same bucket
+    directory_of(config.workdir)  # refuses what cannot be written to; before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     processes.agree({**flat(config), "jax": jax.__version__})
@@ -154,7 +156,7 @@ def _train(
             draw=draw,
             report=write,
             show=progress.update if progress else lambda step, loss, rate: None,
-            stop=lambda step: stop.after(),
+            stop=lambda step: checkpoints.check() or stop.after(),
             skipped=meta.get("skipped", 0),
         )
         with clock("checkpoint"):
@@ -263,4 +265,4 @@ def _closing(workdir: Place, steps: int, now: int, seconds: dict[str, float]) ->
     long = {name.replace("_", " "): value for name, value in seconds.items() if name != "total" and value >= 0.5}
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in long.items())
     did = f"{steps} steps in {clock_time(seconds['total'])} ({spent})" if now else f"{steps} steps were done already"
-    return f"done: {did}; everything is in {workdir}; next: {command('sample')} {workdir}"
+    return f"done: {did}; everything is in {workdir}; next: {command('sample')} {shlex.quote(str(workdir))}"

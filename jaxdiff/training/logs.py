@@ -36,8 +36,9 @@ class Log:
         path = self._folder / path.name
         write_whole(path, "".join(text + "\n" for at, text in lines if at <= step).encode())
         self._file = path.open("a")
+        # An absolute path: it takes a name that begins with s3: or gs: for a bucket.
         # Not SummaryWriter: its thread dies of a full disk, and whoever then closes it waits for ever.
-        self._events = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
+        self._events = EventsWriter(os.path.abspath(self._folder / "events"), f".{os.getpid()}")
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self.upload()
 
