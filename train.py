@@ -1,5 +1,6 @@
 """Train a diffusion model: uv run train.py [CONFIG] [--option value ...]; see --help."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,8 @@ def leave(number: int, frame: object) -> None:
     """Ends the process: nothing has begun, so nothing is to be saved."""
     del frame
     name = signal.Signals(number).name
-    os.write(2, f"train.py: stopped by {name} before it began; run the same command again\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"train.py: stopped by {name} before it began; run the same command again\n".encode())
     os._exit(75)
 
 

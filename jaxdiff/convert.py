@@ -23,6 +23,7 @@ from jaxdiff.interop.weights import read_file
 from jaxdiff.pictures import write_whole
 from jaxdiff.training import parallel
 from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
+from jaxdiff.training.reading import directory_of
 from jaxdiff.training.state import init_state
 
 STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20, "dpmpp_3m": 20, "unipc": 20}  # ddpm takes all
@@ -36,6 +37,7 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is not empty; choose a new workdir")
+    directory_of(workdir)  # refuses a name that cannot be written to, before anything is read
     place = _split_over_devices()
     if not source.exists():
         link = " (a link to nowhere)" if source.is_symlink() else ""
@@ -185,10 +187,8 @@ def _as_python(config: Config, source: Path) -> str:
         elif value != default:
             groups.append(f"    {field.name}={value!r},\n")
     imports = "Config, Data, Diffusion, Model, Sampling, Train"
-    return (
-        f'"""{source.name}, imported; `train.py {config.workdir}/config.py --data.path PHOTOS` trains on."""\n\n'
-        f"from jaxdiff.config import {imports}\n\nconfig = Config(\n{''.join(groups)})\n"
-    )
+    about = f"{source.name}, imported; `train.py {config.workdir}/config.py --data.path PHOTOS` trains on."
+    return f"{about!r}\n\nfrom jaxdiff.config import {imports}\n\nconfig = Config(\n{''.join(groups)})\n"
 
 
 def export_run(workdir: Path, folder: Path, to: str) -> list[str]:

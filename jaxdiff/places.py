@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 
 from etils import epath
@@ -11,6 +12,12 @@ from jaxdiff.errors import UserError
 
 Place = Path | epath.Path
 SCHEMES = ("gs", "s3")
+
+# What in the name of a folder a library below us takes for something else: TensorStore a backslash for a slash, and it
+# reads UTF-8 alone; Orbax what ends in gs: for a bucket, and etils a folder of the root with such a name.
+_UNNAMEABLE = re.compile(r"\\|gs:(?=/|$)|^/(?:gs|s3|az|hf)(?=/|$)|[\ud800-\udfff]|\0")
+# In a bucket, fsspec takes * ? [ ] { } for patterns, also where it deletes; clients quote the rest each in their way.
+_NO_OBJECT = re.compile(r"[^\w\-.,=+@()!/ ]|(?<=/)\.{1,2}(?=/|$)|//")
 
 
 def place(name: os.PathLike | str) -> Place:
@@ -27,6 +34,11 @@ def place(name: os.PathLike | str) -> Place:
     scheme = os.fspath(name).partition("://")[0]
     if scheme not in SCHEMES:
         raise UserError(f"{name} is no place for files; name a folder, or an address in gs:// or s3://")
+    if found := _NO_OBJECT.search(os.fspath(name).partition("://")[2]):
+        raise UserError(
+            f"{name!s} has {found[0]!a} in it, which not all that read and write buckets take literally; choose an "
+            "address of letters, digits and - _ . , = + @ ( ) !"
+        )
     import fsspec.config  # 0.2 s, for buckets only
 
     # Others write there too: what was listed once, sizes and tags with it, may be something else by now.
@@ -43,6 +55,23 @@ def expanded(name: str) -> str:
     path = os.path.expanduser(name)
     if path.split("/")[0] == "~":
         raise UserError(f"{name}: there is no home folder here for ~; give the whole path")
+    return path
+
+
+def nameable(path: str) -> str:
+    """The absolute path of a folder that checkpoints can be written to under its own name.
+
+    Raises:
+      UserError: it has another meaning to a library that writes them.
+
+    >>> nameable("/runs/exp[mults=1,2]")
+    '/runs/exp[mults=1,2]'
+    """
+    if found := _UNNAMEABLE.search(path):
+        raise UserError(
+            f"{path} has {found[0]!a} in it, which the libraries that write checkpoints do not take for a folder's "
+            "name; choose another folder, or name it by a link"
+        )
     return path
 
 

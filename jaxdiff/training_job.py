@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from jaxdiff.config import Config, flat
 from jaxdiff.config_files import to_json
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
-from jaxdiff.places import Place, in_bucket, place
+from jaxdiff.places import Place, in_bucket
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
 from jaxdiff.recipe import make_method
@@ -30,6 +31,7 @@ from jaxdiff.training.logs import DEFAULT, Log, Progress, clock_time
 from jaxdiff.training.loop import Hook, calls, run
 from jaxdiff.training.optimizer import make_learning_rate
 from jaxdiff.training.profiling import Profile
+from jaxdiff.training.reading import directory_of
 from jaxdiff.training.snapshots import Snapshots
 from jaxdiff.training.sources import Source, open_dataset
 from jaxdiff.training.state import TrainState
@@ -76,7 +78,7 @@ def train(config: Config, began: float, profile: int = 0, loggers: Sequence[str]
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
-    place(config.workdir)  # before JAX's cache may open the same bucket
+    directory_of(config.workdir)  # refuses what cannot be written to; before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     check_loggers(loggers)
@@ -108,7 +110,7 @@ def train(config: Config, began: float, profile: int = 0, loggers: Sequence[str]
                     batches,
                     program.keys["train"],
                     hooks,
-                    lambda step: stop.after(),
+                    lambda step: resources.checkpoints.check() or stop.after(),
                     steps=config.train.steps,
                     batch_size=config.train.batch_size,
                     clock=clock,
@@ -344,4 +346,4 @@ def _closing(workdir: Place, steps: int, now: int, seconds: dict[str, float]) ->
     long = {name.replace("_", " "): value for name, value in seconds.items() if name != "total" and value >= 0.5}
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in long.items())
     did = f"{steps} steps in {clock_time(seconds['total'])} ({spent})" if now else f"{steps} steps were done already"
-    return f"done: {did}; everything is in {workdir}; next: {command('sample')} {workdir}"
+    return f"done: {did}; everything is in {workdir}; next: {command('sample')} {shlex.quote(str(workdir))}"

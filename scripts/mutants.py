@@ -357,6 +357,20 @@ TRAPS = (
         "n.startswith('opt_state') else x for n, x in flat.items()]), meta",
     ),
     Trap(
+        "A checkpoint that counts, and costs an older one, before it was read back",
+        "tests/training/test_checkpoints.py::test_a_save_that_cannot_be_read_back_ends_the_run_and_costs_no_older_checkpoint",
+        "jaxdiff/training/checkpoints.py",
+        "        wrong = self._verified.result()\n",
+        "        wrong = ''\n",
+    ),
+    Trap(
+        "A workdir's name taken for a pattern: checkpoints saved without their index, files of others deleted",
+        "tests/training/test_checkpoints.py::test_a_path_is_a_path_whatever_is_in_it",
+        "jaxdiff/training/epath_glob.py",
+        "glob.iglob(pattern, root_dir=os.fspath(self))",
+        "glob.iglob(os.path.join(os.fspath(self), pattern))",
+    ),
+    Trap(
         "A loss averaged per device and summed over devices",
         "tests/training/test_parallel.py::test_the_numbers_do_not_depend_on_the_layout[1-pmap-1]",
         "jaxdiff/training/step.py",

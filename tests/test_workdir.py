@@ -81,3 +81,11 @@ def test_a_lock_that_says_nothing_is_somebodys(quick, tmp_path, content):
 def test_other_addresses_are_refused(name):
     with pytest.raises(UserError, match="is no place for files"):
         place(name)
+
+
+@pytest.mark.parametrize("name", [*"*?[]{}#%\\:~\n'\"|<>^`$&;", "\udcff", "..", "/a"])
+def test_addresses_that_a_client_takes_for_a_pattern_or_quotes_are_refused(name):
+    for address in (f"gs://bucket/runs/{name}", f"s3://bucket/runs/{name}/x"):
+        with pytest.raises(UserError, match="not all that read and write buckets take literally"):
+            place(address)
+    assert str(place("gs://bucket/runs/a-b_c.d,e=1+(2)@x/größe/")) == "gs://bucket/runs/a-b_c.d,e=1+(2)@x/größe"

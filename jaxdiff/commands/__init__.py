@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from jaxdiff.errors import UserError, explain, program
 from jaxdiff.schema import nearest
+from jaxdiff.streams import lasting
 
 COMMANDS = {
     "train": "train a diffusion model",
@@ -55,15 +56,17 @@ def _about(option: str) -> str:
 def exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
     """Runs body and prints its last line, or one line that says what went wrong."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with a traceback, what it then raises
-    try:
-        code, line = body()
-    except (Exception, KeyboardInterrupt) as error:
-        code, line = explain(error)
-    if code and line:
-        print(f"{program}: {line}", file=sys.stderr)
-    elif line:  # none in processes but the first
-        print(line, flush=True)
-    return code
+    with lasting(program) as out:
+        try:
+            code, line = body()
+        except (Exception, KeyboardInterrupt) as error:
+            code, line = explain(error)
+        lost = out.lost  # a run goes on without its progress, but a result that nobody gets is none
+        if code and line:
+            print(f"{program}: {line}", file=sys.stderr)
+        elif line:  # none in processes but the first
+            print(line, flush=True)
+        return code or int(out.lost and not lost)
 
 
 def use_compilation_cache() -> None:

@@ -1,25 +1,29 @@
 """Checkpoints of a run: written in the background, whole or not at all; read back bit for bit, or refused.
 
 A workdir holds checkpoints/STEP/: `state`, the arrays (Orbax), and `meta`, the manifest (JSON, see `integrity`).
-Nothing is pickled and nothing that is read is executed. Every array read is checked against its checksum. A step
-that fails is set aside as checkpoints/corrupt-STEP and the one before it is used; when none is left, the run stops.
+Nothing is pickled and nothing that is read is executed. Every save is read back in the background and compared with
+its manifest before an older one is deleted. Every array read is checked against its checksum. A step that fails is
+set aside as checkpoints/corrupt-STEP and the one before it is used; when none is left, the run stops.
 """
 
 import contextlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from jaxdiff.errors import UserError
 from jaxdiff.places import in_bucket
-from jaxdiff.training import integrity
+from jaxdiff.training import epath_glob, integrity, processes
 from jaxdiff.training.reading import (
     ATTEMPTS,
     PATIENCE_S,
@@ -31,6 +35,7 @@ from jaxdiff.training.reading import (
     numbered,
     read,
     steps_in,
+    verify,
 )
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.storage_faults import kind, reason, remedy
@@ -42,6 +47,19 @@ def report(line: str) -> None:
     """Print a line on stderr, from process 0 alone."""
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)
+
+
+class _Warnings(logging.Handler):
+    """Passes on what Orbax logs as a warning, as one line; what it logs as an error it also raises."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        super().__init__()
+        self._warn = warn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        if record.levelno == logging.WARNING:
+            self._warn("warning of the checkpoint library: " + " ".join(record.getMessage().split()))
 
 
 class Checkpoints:
@@ -56,7 +74,7 @@ class Checkpoints:
       folder: of the workdir, in which they lie.
 
     Raises:
-      UserError: keep < 1.
+      UserError: keep < 1, or a workdir with a name under which nothing can be saved.
       CheckpointError: the folder cannot be written.
     """
 
@@ -76,7 +94,10 @@ class Checkpoints:
         self._keep, self._warn = keep, warn
         self._directory = directory_of(workdir, folder)
         self._saving: int | None = None
+        self._written: Future[None] = Future()
+        self._verified: Future[str] = Future()
         self._failures = 0
+        epath_glob.enable()
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._remove_temporaries()
@@ -97,6 +118,11 @@ class Checkpoints:
             ),
             atomicity_options=whole,
         )
+        self._background = ThreadPoolExecutor(1, "verify")
+        logger = logging.getLogger("absl")
+        self._logger_was = logger.handlers, logger.level, logger.propagate
+        logger.handlers, logger.propagate = [_Warnings(warn)], False
+        logger.setLevel(logging.WARNING)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -106,7 +132,7 @@ class Checkpoints:
             self.close()
         else:  # another error is on its way: do not hide it
             with contextlib.suppress(Exception):
-                self._orbax.close()
+                self._release()
             self._remove_temporaries()
 
     def steps(self) -> list[int]:
@@ -125,7 +151,8 @@ class Checkpoints:
     def save(self, state: TrainState, meta: dict[str, Any] | None = None, wait: bool = False) -> None:
         """Save in the background; the state may be donated as soon as this returns. A step already saved is left.
 
-        A store that fails now and then is tried again: at once where `wait` is set, else by the next save.
+        What is on disk is then read back, in the background too, before an older checkpoint is deleted. A store that
+        fails now and then is tried again: at once where `wait` is set, else by the next save.
 
         Args:
           state: its arrays; `state.step` names the checkpoint.
@@ -134,7 +161,8 @@ class Checkpoints:
 
         Raises:
           CheckpointError: the state holds a value that is not finite; or this save (with `wait`) or the one before
-            failed for good: the disk is full or read-only, or failed ATTEMPTS times in a row.
+            failed for good: the disk is full or read-only, or failed ATTEMPTS times in a row, or what was written
+            cannot be read back.
         """
         import orbax.checkpoint as ocp
 
@@ -150,20 +178,29 @@ class Checkpoints:
                 f"step {step} was not saved: {wrong[0]}{others} not finite; lower optimizer.learning_rate and go on "
                 f"from the newest checkpoint: the workdir has {_listed(self.steps())}"
             )
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(flat),
-            meta=ocp.args.JsonSave(integrity.describe(step, flat, sums, meta or {})),
-        )
+        manifest = integrity.describe(step, flat, sums, meta or {})
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(manifest))
 
         def start() -> None:
             self._saving = step
             self._orbax.save(self._directory / str(step), args=items, force=True)
+            self._written = self._background.submit(self._orbax.wait_until_finished)
+            self._verified = self._background.submit(self._read_back, self._written, step, manifest)
 
         while not (self._attempt(start) and (not wait or self._settle())) and wait:
             time.sleep(PATIENCE_S * 2 ** (self._failures - 1))
 
+    def check(self) -> None:
+        """To be asked now and then, at no cost: whether the save in flight is known to be bad.
+
+        Raises:
+          CheckpointError: what it wrote cannot be read back.
+        """
+        if self._saving is not None and self._verified.done() and (wrong := self._verified.result()):
+            raise self._unreadable(self._saving, wrong)
+
     def wait(self) -> None:
-        """Return when the save in flight is on disk.
+        """Return when the save in flight is on disk, and was read back.
 
         Raises:
           CheckpointError: it failed.
@@ -177,7 +214,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            self._release()
 
     def restore(self, abstract_state: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """The newest good checkpoint, or that of one step, placed as the run wants it.
@@ -211,11 +248,48 @@ class Checkpoints:
 
     def _settle(self) -> bool:
         """Wait for the save in flight; False where it failed but may be tried again."""
-        done = self._attempt(self._orbax.wait_until_finished)
-        if done and self._saving is not None:
-            self._saving, self._failures = None, 0
-            self._prune()
-        return done
+        if self._saving is None:
+            return True
+        if not self._attempt(self._written.result):
+            return False
+        step, self._saving, self._failures = self._saving, None, 0
+        wrong = self._verified.result()
+        if jax.process_count() > 1:
+            processes.barrier_after_compiling(f"{self._directory.name}/{step}, which is read back")
+            if multihost_utils.process_allgather(np.int32(bool(wrong))).any():
+                wrong = wrong or "another process cannot read it"
+        if wrong:
+            raise self._unreadable(step, wrong)
+        self._prune()
+        return True
+
+    def _read_back(self, written: Future[None], step: int, manifest: dict[str, Any]) -> str:
+        """What is wrong with a checkpoint once it is written; "" where nothing is, or nothing was written."""
+        if written.exception() is not None:
+            return ""
+        try:
+            verify(self._directory, step, manifest)
+        except (Corrupt, CheckpointError, OSError) as error:
+            return reason(error) if isinstance(error, OSError) else str(error)
+        return ""
+
+    def _unreadable(self, step: int, wrong: str) -> CheckpointError:
+        good = [other for other in self.steps() if other != step]
+        newest = f"the newest good one is {good[-1]}" if good else "there is no other"
+        return CheckpointError(
+            f"checkpoint {step} in {self._directory} was written and cannot be read back ({wrong}); {newest}; check "
+            "the disk or store and run the same command again"
+        )
+
+    def _release(self) -> None:
+        """Ends the background and what Orbax holds."""
+        try:
+            self._orbax.close()
+        finally:
+            self._background.shutdown()
+            logger = logging.getLogger("absl")
+            logger.handlers, level, logger.propagate = self._logger_was
+            logger.setLevel(level)
 
     def _attempt(self, action: Callable[[], None]) -> bool:
         """Do what writes; False where the store failed but may be tried again."""
@@ -246,8 +320,9 @@ class Checkpoints:
     def _remove_temporaries(self) -> None:
         """What an interrupted save left: it holds space, and is no checkpoint."""
         if jax.process_index() == 0:
-            for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                path.rmtree(missing_ok=True)
+            for path in list(self._directory.iterdir()):
+                if ".orbax-checkpoint-tmp" in path.name:
+                    path.rmtree(missing_ok=True)
             steps = numbered(self._directory)
             if any(whole for _, whole in steps):  # else it may be that all have lost their word (`known_steps`)
                 for path in [path for path, whole in steps if not whole]:

@@ -76,11 +76,12 @@ class Clock:
 
 
 class Ledger:
-    """The time that all starts of a run have spent, in a file whose modification time is a sign of life.
+    """The time that all starts of a run have spent, in a file that holds a sign of life.
 
     A process that is killed writes nothing any more. So the file says when this start began and what the starts
-    before it had spent; a thread touches it ten times a second, and the next start adds what lies between. In a
-    bucket, whose files cannot be touched, it is written anew every ten seconds, with the time.
+    before it had spent; a thread writes the time into it ten times a second, and the next start adds what lies
+    between. In a bucket, whose files cannot be changed in place, it is written anew every ten seconds. The time a
+    file was changed says nothing: a copy has another.
 
     Args:
       path: the file; made or replaced.
@@ -122,28 +123,31 @@ class Ledger:
         self._write(None if step is None else {"step": step, "seconds": seconds})
 
     def _write(self, closed: dict[str, Any] | None) -> None:
-        content = {"began": self._began, "spent": round(self.spent, 3), "alive": time.time(), "closed": closed}
-        write_whole(self._path, json.dumps(content).encode())
-        self._touch()
-
-    def _touch(self) -> None:
-        if not in_bucket(self._path):
-            now = time.time()
-            os.utime(self._path, (now, now))  # the clock of this machine, not of a file server
+        content = {"began": self._began, "spent": round(self.spent, 3), "closed": closed}
+        write_whole(self._path, b'{"alive": %s, %s' % (_now(), json.dumps(content).encode()[1:]))
 
     def _beat(self) -> None:
         bucket = in_bucket(self._path)
         while not self._stop.wait(BUCKET_BEAT_S if bucket else BEAT_S):
             with contextlib.suppress(Exception):  # a sign of life missed is no reason to stop
-                self._write(None) if bucket else self._touch()
+                if bucket:
+                    self._write(None)
+                else:
+                    with open(self._path, "r+b", buffering=0) as file:
+                        file.seek(len(b'{"alive": '))
+                        file.write(_now())
+
+
+def _now() -> bytes:
+    """The time in as many bytes at any time."""
+    return b"%17.6f" % time.time()
 
 
 def _earlier(path: Place) -> tuple[float, dict[str, Any] | None]:
     """(seconds spent, account if the last start ended well) from a ledger; nothing from none, or one cut short."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text())
-        alive = float(content["alive"]) if in_bucket(path) else os.stat(path).st_mtime
-        spent = float(content["spent"]) + max(0.0, alive - float(content["began"]))
+        spent = float(content["spent"]) + max(0.0, float(content["alive"]) - float(content["began"]))
         closed = content["closed"]
         if closed is not None:
             closed = {

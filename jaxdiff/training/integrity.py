@@ -67,14 +67,26 @@ def checksum(x: jax.Array) -> tuple[int, bool]:
     total, finite = 0, True
     for shard in x.addressable_shards:
         if shard.replica_id == 0:
-            block = np.ascontiguousarray(shard.data)
+            block = np.asarray(shard.data)
             finite = finite and bool(np.isfinite(block).all())
-            bits = block.reshape(-1).view(f"uint{8 * block.itemsize}")
-            index = _indices(shard.index, x.shape).reshape(-1)
-            for start in range(0, bits.size, CHUNK):
-                part = slice(start, start + CHUNK)
-                total += int(np.sum(bits[part] * _weights(index[part]), dtype=np.uint32))
+            total += block_sum(block, shard.index, x.shape)
     return total % 2**32, finite
+
+
+def block_sum(block: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+    """The part in `checksum` of one block, x[index], of an array x of that shape.
+
+    >>> x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    >>> rows = [block_sum(x[i : i + 1], (slice(i, i + 1), slice(None)), x.shape) for i in (0, 1)]
+    >>> sum(rows) % 2**32 == block_sum(x, (slice(None), slice(None)), x.shape)
+    True
+    """
+    total, bits = 0, np.ascontiguousarray(block).reshape(-1).view(f"uint{8 * block.itemsize}")
+    indices = _indices(index, shape).reshape(-1)
+    for start in range(0, bits.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        total += int(np.sum(bits[part] * _weights(indices[part]), dtype=np.uint32))
+    return total % 2**32
 
 
 def _indices(index: tuple[slice, ...], shape: tuple[int, ...]) -> UInt32[np.ndarray, "..."]:

@@ -65,8 +65,9 @@ class TensorBoard:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 
+        # An absolute path: it takes a name that begins with s3: or gs: for a bucket.
         # Not SummaryWriter: its thread dies of a full disk, and whoever then closes it waits for ever.
-        self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._events = EventsWriter(os.path.abspath(folder / "events"), f".{os.getpid()}")
         self._events.write_event(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._events.flush()
 

@@ -1,5 +1,6 @@
 """Reading one checkpoint: all of it, verified, or an error that says what is wrong with it."""
 
+import json
 import os
 import re
 import time
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxdiff.errors import RunError, UserError
-from jaxdiff.places import in_bucket, place
+from jaxdiff.places import in_bucket, nameable, place
 from jaxdiff.training import integrity
 from jaxdiff.training.storage_faults import kind, reason, remedy
 
@@ -23,6 +24,7 @@ ATTEMPTS = 3  # of a save or a read on a store that fails now and then
 PATIENCE_S = 1.0  # before the second attempt; twice that before the third
 MANIFEST_BYTES = 2**26
 COMMITTED = "commit_success.txt"  # Orbax writes it last where folders cannot be renamed
+CACHE = {"cache_pool": {"total_bytes_limit": 10**8}}
 Index = tuple[slice, ...] | None
 
 
@@ -35,9 +37,13 @@ class Corrupt(Exception):
 
 
 def directory_of(workdir: os.PathLike | str, folder: str = "checkpoints") -> epath.Path:
-    """Where a workdir keeps its checkpoints, or another kind of them; Orbax wants it absolute."""
-    path = os.fspath(workdir)
-    return epath.Path(place(path) if in_bucket(path) else os.path.abspath(path)) / folder
+    """Where a workdir keeps its checkpoints, or another kind of them; Orbax wants it absolute.
+
+    Raises:
+      UserError: its name is one that a library below takes for something else.
+    """
+    path = place(workdir)
+    return epath.Path(path if in_bucket(path) else nameable(os.path.abspath(path))) / folder
 
 
 def steps_in(directory: epath.Path) -> list[int]:
@@ -67,7 +73,7 @@ def known_steps(directory: epath.Path) -> list[int]:
             f"no checkpoint in {directory} is whole: none has its {COMMITTED}; put the files back, or remove the "
             "folder to start from step 0"
         )
-    if not steps and list(directory.glob("corrupt-*")):
+    if not steps and directory.exists() and any(path.name.startswith("corrupt-") for path in directory.iterdir()):
         raise CheckpointError(
             f"every checkpoint in {directory} is corrupt (set aside as corrupt-*); put a good copy back, or remove "
             "the folder to start from step 0"
@@ -150,17 +156,13 @@ def _arrays(path: epath.Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict
     Orbax's own restore waits for the other processes, which hang if one cannot read, does not say which array
     failed, and of several failures reports the rest on stderr later.
     """
-    place = os.fspath(path)
-    base = f"{place}/" if "://" in place else {"driver": "file", "path": f"{place}/"}
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 10**8}})
+    context = ts.Context(CACHE)
 
     def attempt() -> dict[str, jax.Array]:
         name, opening, reading, flat = "state", {}, {}, {}
         try:
             for name in abstract:
-                store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-                spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
-                opening[name] = ts.open(spec, context=context, open=True)
+                opening[name] = _open(path, name, context)
             for name, leaf in abstract.items():
                 reading[name] = _start(opening[name].result(), leaf)
             for name, leaf in abstract.items():
@@ -172,6 +174,72 @@ def _arrays(path: epath.Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict
             raise
 
     return _patiently(path, attempt)
+
+
+def verify(directory: epath.Path, step: int, document: dict[str, Any]) -> None:
+    """Reads a checkpoint back, from the disk rather than the memory that caches it, and compares all of it.
+
+    Of several processes each reads its share of the leaves, one leaf after another. No device is touched.
+
+    Args:
+      directory: of the checkpoints.
+      step: which.
+      document: the manifest as it was to be written (`integrity.describe`).
+
+    Raises:
+      Corrupt: it is not what was saved.
+      CheckpointError: the store cannot be read.
+    """
+    path = directory / str(step)
+    if not path.exists():
+        raise Corrupt("it is missing")
+    if not in_bucket(path):
+        _flush(os.fspath(path))
+    manifest = _manifest(path / "meta" / "metadata", step)
+    meant = integrity.parse(json.dumps(document))
+    if jax.process_index() > 0:  # process 0 wrote it, and only its own meta
+        meant = meant._replace(meta=manifest.meta)
+    if manifest != meant:
+        raise Corrupt("meta: it differs from what was saved")
+    context = ts.Context(CACHE)
+    for name in list(manifest.leaves)[jax.process_index() :: jax.process_count()]:
+        leaf = manifest.leaves[name]
+        block = _patiently(path, lambda name=name, leaf=leaf: _whole(path / "state", name, leaf, context))
+        if integrity.block_sum(block, (slice(None),) * block.ndim, block.shape) != leaf.checksum:
+            raise Corrupt(f"{name}: the bits differ from those saved")
+
+
+def _flush(folder: str) -> None:
+    """Has the system bring a folder to the disk and, where it can be told, forget its own copy of the files."""
+    for base, _, files in os.walk(folder):
+        for path in (*(os.path.join(base, file) for file in files), base):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+                if path != base and hasattr(os, "posix_fadvise"):  # Linux
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
+def _whole(path: epath.Path, name: str, leaf: integrity.Leaf, context: ts.Context) -> np.ndarray:
+    """One leaf on the host."""
+    try:
+        stored = _open(path, name, context).result()
+        _check_type(stored, leaf)
+        return stored.read().result()
+    except (OSError, ValueError) as error:
+        if kind(error) == "corrupt":
+            raise Corrupt(f"{name}: {reason(error)}") from error
+        raise
+
+
+def _open(path: epath.Path, name: str, context: ts.Context) -> ts.Future:
+    """The zarr array of a leaf in Orbax's OCDBT store."""
+    place = os.fspath(path)
+    base = f"{place}/" if in_bucket(place) else {"driver": "file", "path": f"{place}/"}
+    store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+    return ts.open({"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}, context=context, open=True)
 
 
 def _patiently[T](path: epath.Path, attempt: Callable[[], T]) -> T:
@@ -191,10 +259,14 @@ def _patiently[T](path: epath.Path, attempt: Callable[[], T]) -> T:
 
 def _start(stored: ts.TensorStore, leaf: jax.ShapeDtypeStruct) -> dict[Index, ts.Future]:
     """Start to read each block of a leaf that this process holds, once however many devices copy it."""
-    if stored.shape != leaf.shape or stored.dtype.name != leaf.dtype.name:
-        raise ValueError(f"stored as {stored.dtype.name}{list(stored.shape)}")
+    _check_type(stored, leaf)
     blocks = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
     return {block: stored[block].read() for block in dict.fromkeys(blocks)}
+
+
+def _check_type(stored: ts.TensorStore, leaf: jax.ShapeDtypeStruct | integrity.Leaf) -> None:
+    if stored.shape != leaf.shape or stored.dtype.name != jnp.dtype(leaf.dtype).name:
+        raise ValueError(f"stored as {stored.dtype.name}{list(stored.shape)}")
 
 
 def _finish(reading: dict[Index, ts.Future], leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -465,4 +465,7 @@ def open_tfds(name: str, path: str, split: str) -> TfdsRecords:
 
 def _data_dir(path: str) -> str:
     """Where TFDS data sets lie: `path`, or TFDS's own default ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
-    return os.path.expanduser(path or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    folder = os.path.expanduser(path or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    if any("\ud800" <= letter <= "\udfff" for letter in folder):
+        raise UserError(f"data.path: {folder!a} is not UTF-8, which TFDS needs; choose another folder, or link to it")
+    return folder

@@ -16,13 +16,15 @@ ECHO_S = 1.0  # between a signal and its echo
 
 
 class StopRequest:
-    """SIGTERM and SIGINT become a request to stop after the step; a second one ends the process at once.
+    """SIGTERM, SIGINT and SIGHUP become a request to stop after the step; a second one ends the process at once.
+
+    SIGHUP says that the terminal is gone; where it is ignored, as under nohup, it stays so.
 
     Launchers pass on a signal that the process got from the terminal already, so one that follows within ECHO_S is
     the same request.
 
     Of several processes, JAX passes a SIGTERM to one on to all, and chooses the step after which every one stops; a
-    handler of ours would hide the signal from it. SIGINT is made into SIGTERM there.
+    handler of ours would hide the signal from it. The others are made into SIGTERM there.
 
     Until the first step of this start is done there is nothing to save. Then a process alone leaves at once, from a
     thread, since Python runs no handler while XLA compiles, which may take longer than the notice given.
@@ -53,8 +55,9 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
             self._read, self._write = os.pipe()
             os.set_blocking(self._write, False)
-            for number in (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[jax.process_count() > 1 :]:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
             self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(self._read,), daemon=True, name="signals").start()
         return self

@@ -1,10 +1,12 @@
 """Checkpoints: bit-exact round trips, and every kind of damage found out."""
 
 import json
+import logging
 import os
 import pathlib
 import pickle
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -321,6 +323,157 @@ def test_a_full_or_read_only_disk_stops_at_once(failing, tmp_path, error, words)
         store.save(make_state(2), wait=True)
     assert "\n" not in str(caught.value)
     store.close()
+
+
+class Tampering(ocp.AsyncCheckpointer):
+    """A store that reports each save as done and then does something to it."""
+
+    tamper = staticmethod(lambda step: None)
+    _saved = None
+
+    def save(self, directory, *args, **kwargs):
+        super().save(directory, *args, **kwargs)
+        self._saved = pathlib.Path(directory)
+
+    def wait_until_finished(self):
+        super().wait_until_finished()
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            Tampering.tamper(saved)
+
+
+@pytest.fixture
+def tampering(monkeypatch):
+    monkeypatch.setattr(ocp, "AsyncCheckpointer", Tampering)
+    monkeypatch.setattr(Tampering, "tamper", staticmethod(lambda step: None))
+    return Tampering
+
+
+def _another_manifest(step):
+    """A whole one, of other weights."""
+    flat = integrity.flatten(make_state(7))
+    document = integrity.describe(int(step.name), flat, integrity.measure(flat)[0], {})
+    (step / "meta" / "metadata").write_text(json.dumps(document))
+
+
+LIES = {
+    "nothing is there": (shutil.rmtree, "it is missing"),
+    "the index was never merged": (
+        lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+        "step: a file is missing",
+    ),
+    "no data": (lambda step: [path.unlink() for path in data_files(step)], "step: a file is missing"),
+    "a bit": (lambda step: [damage(path, "bit flipped") for path in data_files(step)], ""),
+    "cut": (lambda step: [damage(path, "truncated") for path in data_files(step)], ""),
+    "no manifest": (lambda step: (step / "meta" / "metadata").unlink(), "meta: "),
+    "another manifest": (_another_manifest, "meta: it differs from what was saved"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_save_that_cannot_be_read_back_ends_the_run_and_costs_no_older_checkpoint(tampering, tmp_path, lie):
+    tamper, words = LIES[lie]
+    with pytest.raises(checkpoints.CheckpointError) as caught, checkpoints.Checkpoints(tmp_path, keep=1) as store:
+        store.save(make_state(1))
+        store.save(make_state(2))
+        store.wait()
+        tampering.tamper = tamper
+        store.save(make_state(3))
+        store.close()
+    line = str(caught.value)
+    assert line.startswith(f"checkpoint 3 in {tmp_path}/checkpoints was written and cannot be read back ({words}")
+    assert "\n" not in line and "the newest good one is 2; check the disk or store and run the same" in line
+    assert_same_bits(checkpoints.restore(tmp_path, 2).params, make_state(2).params)
+
+
+def test_a_save_known_to_be_bad_ends_the_run_before_the_next_one_is_due(tampering, tmp_path):
+    tampering.tamper = shutil.rmtree
+    with pytest.raises(checkpoints.CheckpointError, match=r"checkpoint 1 in .*it is missing.*there is no other"):
+        with checkpoints.Checkpoints(tmp_path) as store:
+            store.check()
+            store.save(make_state(1))
+            store._verified.result()
+            store.check()
+
+
+def test_a_save_is_read_from_the_disk_in_the_background(tmp_path, monkeypatch):
+    """What the manifest lists is read once, by another thread; nothing of it goes to a device."""
+    real, read = reading._whole, []
+
+    def whole(path, name, leaf, context):
+        read.append((name, threading.current_thread() is threading.main_thread()))
+        return real(path, name, leaf, context)
+
+    monkeypatch.setattr(reading, "_whole", whole)
+    monkeypatch.setattr(reading, "_arrays", None)
+    with checkpoints.Checkpoints(tmp_path) as store:
+        store.save(make_state(4))
+    assert sorted(read) == [(name, False) for name in sorted(integrity.flatten(make_state(4)))]
+
+
+def test_what_a_library_warns_of_during_a_save_is_one_line_and_its_tracebacks_are_none(tampering, tmp_path, capsys):
+    logger, lines = logging.getLogger("absl"), []
+    before = logger.handlers, logger.level, logger.propagate
+
+    def speak(step):
+        logger.warning("Skipping merge of %s:\n nothing found", step.name)
+        logger.info("all is well")
+        logger.error("it failed", exc_info=ValueError("which is raised, too"))
+
+    tampering.tamper = speak
+    logger.setLevel(logging.CRITICAL)  # as a command does
+    with checkpoints.Checkpoints(tmp_path, warn=lines.append) as store:
+        store.save(make_state(1))
+    assert lines == ["warning of the checkpoint library: Skipping merge of 1: nothing found"]
+    assert capsys.readouterr().err == ""
+    assert (logger.handlers, logger.level, logger.propagate) == (before[0], logging.CRITICAL, before[2])
+    logger.setLevel(before[1])
+
+
+PATTERNS = ["exp[mults=1,2]", "[ab]", "a[0-9]b", "a*b", "**", "a?b", "{a,b}", "100%", "%41", "a#b", "~", "a b", "a:b"]
+PATTERNS += ["größe", "e\u0301", "a\nb", "-x", "s3:x", "file:", "a|zip:b", "$HOME", "'\"`"]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_path_is_a_path_whatever_is_in_it(tmp_path, monkeypatch, name):
+    """In the workdir's own name, and in that of the current folder alone; folders of like names are left alone."""
+    others = [
+        tmp_path / other / "run" / "checkpoints" / "1.orbax-checkpoint-tmp" for other in ("a", "axb", "a5b", "~x")
+    ]
+    for other in others:
+        other.mkdir(parents=True)
+    (tmp_path / name).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / name)
+    save_steps("run", 1, 2, 3, keep=2)
+    for workdir in ("run", tmp_path / name / "run"):
+        assert_same_bits(checkpoints.restore(workdir).params, make_state(3).params)
+    assert sorted(os.listdir("run/checkpoints")) == ["2", "3"]
+    shutil.copytree("run/checkpoints/3", "run/checkpoints/9.orbax-checkpoint-tmp")
+    with checkpoints.Checkpoints("run") as store:
+        assert store._set_aside(3) == "corrupt-3"
+    assert sorted(os.listdir("run/checkpoints")) == ["2", "corrupt-3"]
+    assert all(other.exists() for other in others)
+    assert len(list(tmp_path.iterdir())) == len({"a", "axb", "a5b", "~x", name})
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a\\", "gs:", "logs:", os.fsdecode(b"gr\xf6\xdfe"), "a\0b"])
+def test_a_name_that_a_library_takes_for_another_is_refused_before_anything_is_written(tmp_path, name):
+    for act in (checkpoints.Checkpoints, checkpoints.restore):
+        with pytest.raises(
+            UserError, match="which the libraries that write checkpoints do not take for a folder's name"
+        ):
+            act(tmp_path / name / "run")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "target\\")
+    (tmp_path / "target\\").mkdir()
+    save_steps(tmp_path / "link", 1)  # what the message advises
+    assert int(checkpoints.restore(tmp_path / "link").step) == 1
+
+
+@pytest.mark.parametrize("root", ["gs", "s3", "az", "hf"])
+def test_a_folder_of_the_root_that_etils_takes_for_buckets_is_refused(root):
+    with pytest.raises(UserError, match=f"has '/{root}' in it"):
+        checkpoints.restore(f"/{root}/runs/x")
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):

@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import pytest
 from jaxdiff.training import stopping
 from jaxdiff.training.clock import Clock, Ledger
 from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence, parse_every
-from jaxdiff.training.logs import Progress
+from jaxdiff.training.logs import Log, Progress
 from jaxdiff.training.loop import MAX_SKIPPED, DivergedError, Hook, calls, run
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.stopping import StopRequest
@@ -379,6 +380,31 @@ def test_signals_become_a_request_and_a_second_one_ends_the_process(monkeypatch)
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_terminal_that_goes_stops_a_run_unless_it_was_started_to_outlast_it():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopRequest() as stop:
+            assert not stop.after()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.after() and stop.name == "SIGHUP"
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.after()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", ["gs:run", "s3:run", "exp[1]", "%41"])
+def test_the_log_of_a_workdir_lies_in_it_whatever_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir()
+    log = Log(Path(name), 0)
+    log.write(1, {"loss": 1.0})
+    log.close()
+    assert [path.name.partition(".")[0] for path in sorted(Path(name).iterdir())] == ["events", "metrics"]
+
+
 def test_before_the_first_step_a_signal_ends_the_process_whatever_the_main_thread_does():
     left = threading.Event()
     with StopRequest(lambda name: left.set()) as stop:
@@ -396,7 +422,9 @@ def _killed(path, began, until):
     """The ledger of a start from `began` whose last sign of life was at `until`."""
     ledger = Ledger(path, began)
     ledger.close()
-    os.utime(path, (until, until))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "alive": until}))
+    os.utime(path, (until + 1e6, until + 1e6))  # as of a copy
     return ledger
 
 
@@ -419,11 +447,12 @@ def test_a_start_that_ended_well_loses_nothing(tmp_path):
     first = Ledger(path, time.time() - 8)
     first.close(5, {"productive": 8.0, "total": 8.0})
     second = Ledger(path, time.time() - 1)
-    assert path.stat().st_mtime == pytest.approx(time.time(), abs=0.2)
-    before = path.stat().st_mtime
+    before = json.loads(path.read_text())["alive"]
+    assert before == pytest.approx(time.time(), abs=0.2)
     time.sleep(0.3)
-    assert path.stat().st_mtime > before  # a sign of life
+    assert json.loads(path.read_text())["alive"] > before  # a sign of life
     second.close()
+    os.utime(path, (0, 0))  # a copy
     totals = second.clock(5, {"productive": 6.0, "total": 6.0}).totals()
     assert totals["lost"] == pytest.approx(0, abs=0.2) and totals["productive"] == 8.0
     assert second.clock(3, {"productive": 3.0, "total": 3.0}).totals()["lost"] == pytest.approx(5, abs=0.2)
