@@ -20,6 +20,7 @@ from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES, Schedule
 from jaxdiff.schema import Between, Options, decode, encode, out_of_range
 from jaxdiff.times import SPACINGS, time_grid
+from jaxdiff.training.hooks import parse_every
 from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS
 
 
@@ -105,14 +106,16 @@ class Train:
     """Parts the batch is computed in, one after another, to save memory."""
     steps_per_call: Annotated[int, Between(1, 10_000)] = 1
     """Steps that a device does without asking the host again: spares small networks its time."""
-    checkpoint_every: Annotated[int, Between(1, 10**9)] = 5000
-    """Steps between checkpoints."""
+    checkpoint_every: Annotated[int | str, Between(1, 10**9)] = 5000
+    """Steps between checkpoints, or a duration such as 10m."""
     keep: Annotated[int, Between(1, 10_000)] = 3
     """Checkpoints kept."""
     log_every: Annotated[int, Between(1, 10**9)] = 100
     """Steps between lines of metrics.jsonl."""
-    sample_every: Annotated[int, Between(0, 10**9)] = 5000
-    """Steps between picture grids; 0 for none."""
+    loggers: tuple[str, ...] = ("jsonl", "tensorboard")
+    """Where those lines go: jsonl, tensorboard, csv, wandb, mlflow."""
+    sample_every: Annotated[int | str, Between(0, 10**9)] = 5000
+    """Steps between picture grids, or a duration; 0 for none."""
     ema_decay: Annotated[float, Between(0, 0.9999999)] = 0.9999
     """Decay of the parameters' moving average, which is what samples are drawn from."""
     posthoc_ema: tuple[float, ...] = ()
@@ -277,6 +280,11 @@ def _problems(config: Config) -> Iterator[str]:
             yield f"sampling.guidance={sampling.guidance} needs a condition: set model.num_classes, or guidance to 1"
         elif not diffusion.class_dropout:
             yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"
+    for name in ("checkpoint_every", "sample_every"):
+        try:
+            parse_every(getattr(train, name))
+        except ValueError as error:
+            yield f"train.{name}: {error}"
     if not all(0 < width <= 0.2886 for width in train.posthoc_ema):
         yield f"train.posthoc_ema={train.posthoc_ema} must be relative widths in 0..0.2886; 0.05 and 0.10 are usual"
     if train.batch_size % train.accumulate:

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
+    "train.loggers",
     "train.sample_every",
     "sampling.",
     "parallel.",

@@ -13,7 +13,7 @@ from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
 from jaxdiff.objectives import Objective, Setting
 from jaxdiff.samplers import SAMPLERS, Sampler
-from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS, make_optimizer
+from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS, make_learning_rate, make_optimizer
 
 PADDED_STEPS = 1000
 """Steps that one compiled sampling program serves on a continuous schedule; more of them compile another."""
@@ -96,20 +96,24 @@ def optimizer_of(config: Config) -> Any:
       UserError: a schedule that does not fit the steps of the run.
     """
     own = config.optimizer
+    options = decoded(OPTIMIZERS, own.name, own.name_options)
+    how = {"weight_decay": own.weight_decay, "clip_norm": own.clip_norm, "name": own.name, "options": options}
     try:
-        return make_optimizer(
-            own.learning_rate,
-            own.warmup_steps,
-            own.weight_decay,
-            own.clip_norm,
-            own.name,
-            decoded(OPTIMIZERS, own.name, own.name_options),
-            own.schedule,
-            decoded(LEARNING_RATES, own.schedule, own.schedule_options),
-            config.train.steps,
-        )
+        return make_optimizer(**how, **_rate(config))
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from None
+
+
+def learning_rate_of(config: Config) -> Any:
+    """The learning rate of update n = 0, 1, ...: warm-up, then its schedule over the steps of the run."""
+    return make_learning_rate(**_rate(config))
+
+
+def _rate(config: Config) -> dict[str, Any]:
+    own = config.optimizer
+    options = decoded(LEARNING_RATES, own.schedule, own.schedule_options)
+    rate = {"learning_rate": own.learning_rate, "warmup_steps": own.warmup_steps}
+    return rate | {"schedule": own.schedule, "schedule_options": options, "steps": config.train.steps}
 
 
 def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False) -> Method:

@@ -20,16 +20,15 @@ from jaxdiff.errors import RunError, UserError, command, program
 from jaxdiff.places import Place, in_bucket
 from jaxdiff.plan import Utilisation
 from jaxdiff.program import Program
-from jaxdiff.recipe import make_method
+from jaxdiff.recipe import learning_rate_of, make_method
 from jaxdiff.training import parallel, processes
 from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
 from jaxdiff.training.data import Batch, Batches
 from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence
 from jaxdiff.training.loggers import check_loggers
-from jaxdiff.training.logs import DEFAULT, Log, Progress, clock_time
+from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Hook, calls, run
-from jaxdiff.training.optimizer import make_learning_rate
 from jaxdiff.training.profiling import Profile
 from jaxdiff.training.reading import directory_of
 from jaxdiff.training.snapshots import Snapshots
@@ -62,14 +61,13 @@ class _Resources(NamedTuple):
         return int(self.restored.step) if self.restored else 0
 
 
-def train(config: Config, began: float, profile: int = 0, loggers: Sequence[str] = DEFAULT) -> tuple[int, str]:
+def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
     """Runs a config to its end, from where its workdir got to, or until a signal asks to stop.
 
     Args:
       config: valid, with a workdir.
       began: when the process did, in `time.time` seconds.
       profile: steps to trace, if any.
-      loggers: names of `training.loggers.LOGGERS`.
 
     Returns:
       The exit code and the closing line: 0 (done) or 75 (stopped, everything saved).
@@ -81,7 +79,7 @@ def train(config: Config, began: float, profile: int = 0, loggers: Sequence[str]
     directory_of(config.workdir)  # refuses what cannot be written to; before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
-    check_loggers(loggers)
+    check_loggers(config.train.loggers)
     every = make_cadence(config.train.checkpoint_every)
     if config.train.posthoc_ema and not isinstance(every, int):
         raise UserError(
@@ -99,7 +97,7 @@ def train(config: Config, began: float, profile: int = 0, loggers: Sequence[str]
                 check_workdir(config, workdir)
             processes.barrier("the workdir is process 0's")
             with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
-                resources = _open(config, program, workdir, began, profile, loggers, stack, last)
+                resources = _open(config, program, workdir, began, profile, stack, last)
                 first, clock = resources.first, resources.clock
                 hooks = _hooks(config, program, workdir, resources, every)
                 batches = _batches(config, program, workdir, resources, hooks, stack)
@@ -149,7 +147,6 @@ def _open(
     workdir: Place,
     began: float,
     profile: int,
-    loggers: Sequence[str],
     stack: contextlib.ExitStack,
     last: contextlib.ExitStack,
 ) -> _Resources:
@@ -164,7 +161,7 @@ def _open(
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the folder that process 0 has; it must lie on storage that all share")
     closing = contextlib.closing
-    log = stack.enter_context(closing(Log(workdir, first, loggers))) if leads else None
+    log = stack.enter_context(closing(Log(workdir, first, train.loggers))) if leads else None
     if log:
         log.text(first, "config", f"```json\n{to_json(config)}\n```")
     progress = stack.enter_context(closing(Progress(first, train.steps, train.batch_size))) if leads else None
@@ -183,10 +180,10 @@ def _hooks(
     config: Config, program: Program, workdir: Place, resources: _Resources, checkpoint_every: int | ByTime
 ) -> list[Hook]:
     """What happens beside training, in this order where it is at the same step."""
-    train, source, optimizer = config.train, program.source, config.optimizer
+    train, source = config.train, program.source
     _, _, meta, log, progress, _, clock, snapshots, profile, substitutes = resources
     utilisation, mean_loss = Utilisation(config, program), Mean(meta.get("losses"))
-    learning_rate = make_learning_rate(optimizer.learning_rate, optimizer.warmup_steps)
+    learning_rate = learning_rate_of(config)
 
     def write(step: int, values: dict[str, Any]) -> None:
         if log:

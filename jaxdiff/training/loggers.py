@@ -14,7 +14,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxdiff.errors import UserError
+from jaxdiff.family import Family
 from jaxdiff.places import write_whole
 from jaxdiff.training.checkpoints import report
 
@@ -263,13 +264,7 @@ class MLflow(_Service):
             self._client.set_terminated(self.record["id"])
 
 
-LOGGERS: dict[str, Callable[..., Any]] = {
-    "jsonl": Jsonl,
-    "tensorboard": TensorBoard,
-    "csv": Csv,
-    "wandb": WandB,
-    "mlflow": MLflow,
-}
+LOGGERS = Family("logger", {"jsonl": Jsonl, "tensorboard": TensorBoard, "csv": Csv, "wandb": WandB, "mlflow": MLflow})
 _PACKAGES = ("wandb", "mlflow")  # an extra each, of the same name
 
 
@@ -285,8 +280,8 @@ def check_loggers(names: Sequence[str]) -> None:
     jaxdiff.errors.UserError: unknown logger 'json'; choose among jsonl, tensorboard, csv, wandb, mlflow
     """
     for name in names:
-        if name not in LOGGERS:
-            raise UserError(f"unknown logger {name!r}; choose among {', '.join(LOGGERS)}")
+        if name not in LOGGERS.members:
+            raise UserError(f"unknown logger {name!r}; choose among {', '.join(LOGGERS.members)}")
         if names.count(name) > 1:
             raise UserError(f"the logger {name} is named twice; once is enough")
         if name in _PACKAGES and importlib.util.find_spec(name) is None:

@@ -39,7 +39,7 @@ class Log:
         if self._bucket:
             for file in self._bucket.glob("metrics.*"):
                 (self._folder / file.name).write_bytes(file.read_bytes())
-        self._loggers = [LOGGERS[name](self._folder, step, workdir.name) for name in loggers]
+        self._loggers = [LOGGERS.build(name, {}, self._folder, step, workdir.name) for name in loggers]
         self.upload()
 
     def write(self, step: int, values: dict[str, Any]) -> None:

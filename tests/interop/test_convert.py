@@ -19,8 +19,8 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
 from jaxdiff.interop.schedulers import scheduler_from_config
+from jaxdiff.recipe import optimizer_of
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
-from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state
 from jaxdiff.workdir import check_workdir
 from tests.evaluation.test_inception import write_weights
@@ -56,7 +56,7 @@ def test_imported_run_is_a_run(tmp_path):
     wanted = jax.eval_shape(
         lambda: init_state(
             jax.tree.map(lambda p: jax.numpy.zeros(p.shape), abstract_params(found.network, (16, 16, 3))),
-            make_optimizer(**vars(config.optimizer)),
+            optimizer_of(config),
         )
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

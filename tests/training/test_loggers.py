@@ -183,5 +183,5 @@ def test_a_logger_that_cannot_be_is_refused_before_anything_is_written(names, li
 
 def test_the_default_is_as_ever_and_all_are_named():
     assert DEFAULT == ("jsonl", "tensorboard")
-    assert list(LOGGERS) == ["jsonl", "tensorboard", "csv", "wandb", "mlflow"]
+    assert list(LOGGERS.members) == ["jsonl", "tensorboard", "csv", "wandb", "mlflow"]
     check_loggers(DEFAULT)
