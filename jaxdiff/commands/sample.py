@@ -9,7 +9,7 @@ from jaxdiff.arguments import take_members
 from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import FileName, Processes, parse
 from jaxdiff.config_files import load_plugins
-from jaxdiff.errors import program
+from jaxdiff.errors import UserError, program
 from jaxdiff.places import place
 from jaxdiff.schema import Options
 from jaxdiff.training import processes
@@ -78,8 +78,10 @@ class SampleArguments(Processes):
 def run(argv: list[str]) -> tuple[int, str]:
     """Draws; the exit code and the line that says where the samples are."""
     argv = load_plugins(argv)[1]
-    default, argv = take_members(SampleArguments(workdir=tyro.MISSING), argv)
+    default, argv = take_members(SampleArguments(workdir=""), argv)
     arguments = parse(SampleArguments, argv, program("sample"), default=default)
+    if not arguments.workdir:
+        raise UserError("workdir is missing; see --help")
     use_compilation_cache()
 
     def draw() -> tuple[int, str]:
