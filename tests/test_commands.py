@@ -11,9 +11,10 @@ import pytest
 
 from jaxdiff import commands, errors, sampling_job
 from jaxdiff.commands import COMMANDS, exit_code, main, parser
-from jaxdiff.config import Config, Consistency, Data
+from jaxdiff.config import Config, Data
 from jaxdiff.config_files import expand_paths, load
 from jaxdiff.errors import RunError, UserError, command, program
+from jaxdiff.objectives import Consistency
 from jaxdiff.places import check_writable, expanded, place
 from jaxdiff.training import processes
 
@@ -136,9 +137,9 @@ def test_home_is_expanded_by_one_rule(monkeypatch, tmp_path):
         "~nobody-at-all/x",
         "gs://b/~",
     ]
-    config = Config(workdir="~/w", data=Data(path="~/d"), consistency=Consistency(start="~/s"))
+    config = Config(workdir="~/w", data=Data(path="~/d"), objective=Consistency(start="~/s"))
     config = expand_paths(config)
-    assert (config.workdir, config.data.path, config.consistency.start) == ("/home/me/w", "/home/me/d", "/home/me/s")
+    assert (config.workdir, config.data.path, config.objective.start) == ("/home/me/w", "/home/me/d", "/home/me/s")
     sample, evaluate = (importlib.import_module(f"jaxdiff.commands.{name}") for name in ("sample", "evaluate"))
     assert parser.parse(sample.SampleArguments, ["~/r", "--out", "~/p.png"], "sample").out == "/home/me/p.png"
     asked = parser.parse(evaluate.EvaluateArguments, ["~/r", "--test-path=~/t", "--features", "~/f.pth"], "evaluate")
