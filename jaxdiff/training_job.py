@@ -203,7 +203,7 @@ def _hooks(
             Hook(1, lambda n, values, _: progress.update(n, values["loss"], values["images_per_s"]), "metrics")
         )
     if profile:
-        hooks.append(Hook(1, profile, "call"))
+        hooks.append(Hook(1, profile, "call", span="productive"))
     if snapshots:  # before the checkpoint, or a crash in between would lose them
         take = lambda step, metrics, state: snapshots.take(state)  # noqa: E731
         hooks.append(Hook(checkpoint_every, take, at_end=False, span="checkpoint"))

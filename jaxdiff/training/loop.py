@@ -132,7 +132,8 @@ def run(
         stopping = stop(done)
         for hook in hooks:
             if hook.kind == "call":
-                hook.call(done, None, state)
+                with clock(hook.span):
+                    hook.call(done, None, state)
             elif hook.kind == "state" and hook.due(done, done == steps, stopping):
                 reader.read()
                 with clock(hook.span):
