@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxdiff.family import Family
-from jaxdiff.process import check_prediction, to_x0_noise
+from jaxdiff.process import check_prediction, network_inputs, to_x0_noise
 from jaxdiff.schedules import Marginal, Schedule
 
 
@@ -45,7 +45,8 @@ def as_denoiser(
     """A network (or any callable) as a denoiser.
 
     Args:
-      predict: (x_t [batch, ...], t [batch], cond) -> output, of x_t's shape.
+      predict: (x_t [batch, ...], t [batch], cond) -> output, of x_t's shape; see `process.network_inputs` for what
+        stands for x_t and t with prediction "edm".
       schedule: the schedule it was trained with.
       prediction: what it puts out, see `jaxdiff.process`.
       learned_variance: the output has twice x_t's channels (last axis): the prediction, then v in about [-1, 1], of
@@ -76,7 +77,8 @@ def as_denoiser(
         if jnp.shape(t) not in ((), x_t.shape[:1]):
             raise ValueError(f"t must be one time or one per example, {x_t.shape[:1]}; got shape {jnp.shape(t)}")
         t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), x_t.shape[:1])
-        output, fraction = predict(x_t, t, cond).astype(x_t.dtype), None
+        m = schedule(t)
+        output, fraction = predict(*network_inputs(prediction, x_t, t, m), cond).astype(x_t.dtype), None
         expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned_variance else x_t.shape
         if output.shape != expected:
             raise ValueError(
@@ -85,7 +87,7 @@ def as_denoiser(
         if learned_variance:
             output, raw = jnp.split(output, 2, axis=-1)
             fraction = 0.5 * (raw + 1.0)
-        return Prediction(*to_x0_noise(prediction, output, x_t, schedule(t)), fraction)
+        return Prediction(*to_x0_noise(prediction, output, x_t, m), fraction)
 
     return denoise
 

@@ -8,12 +8,15 @@ With Marginal(alpha, sigma) of jaxdiff.schedules and s < t:
     (3)  q(x_s | x_t, x_0) = N(mean, variance I),  variance = sigma_s^2 sigma_ts^2/sigma_t^2,
          mean = alpha_ts sigma_s^2/sigma_t^2 x_t + alpha_s sigma_ts^2/sigma_t^2 x_0     posterior
 
-What a network puts out is one of six kinds; all go through the hub (x_0, noise):
+What a network puts out is one of six kinds, the rows of `PREDICTIONS`; all go through the hub (x_0, noise):
 
     noise   noise                       v      alpha noise - sigma x_0      score  -noise/sigma
     x_0     x_0                         flow   noise - x_0
     edm     F with x_0 = c_skip x_t + c_out F   (EDM, table 1), which is
             F = (sigma x_0 - d^2 alpha noise) / (d s),  s^2 = sigma^2 + d^2 alpha^2,  d = EDM_DATA below
+
+A network is called with x_t and t; one of kind "edm" with c_in x_t = x_t/s and c_noise = log(sigma/alpha)/4, so that
+what it sees and what it puts out have variance 1 at every noise level, if the data's is d^2 (`network_inputs`).
 
 Accuracy: output and back, in floating point of unit roundoff u (float32: 6e-8), at any log-SNR,
 
@@ -26,6 +29,7 @@ where alpha is small, by (4) up to sigma/alpha times u; and "x_0" leaves the noi
 Sources: Ho et al. 2020 (DDPM), eq. 2-7; Kingma et al. 2021 (VDM), appendix A; Karras et al. 2022 (EDM).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -35,7 +39,6 @@ from jaxtyping import Array, Float
 
 from jaxdiff.schedules import Marginal, Schedule
 
-PREDICTIONS = ("noise", "x_0", "v", "flow", "score", "edm")
 EDM_DATA = 0.5  # sigma_data, the standard deviation of images in [-1, 1] that EDM assumes
 
 
@@ -165,22 +168,7 @@ def to_x0_noise(
     (0.8, -0.6)
     """
     check_prediction(kind)
-    alpha, sigma = m.like(output)
-    if kind == "score":
-        kind, output = "noise", -sigma * output
-    if kind == "noise":
-        return (x_t - sigma * output) / alpha, output
-    if kind == "x_0":
-        safe = jnp.where(sigma > 0, sigma, 1.0)
-        return output, jnp.where(sigma > 0, (x_t - alpha * output) / safe, 0.0)
-    if kind == "v":
-        scale = jnp.square(alpha) + jnp.square(sigma)
-        return (alpha * x_t - sigma * output) / scale, (sigma * x_t + alpha * output) / scale
-    if kind == "edm":
-        scale = jnp.square(sigma) + jnp.square(EDM_DATA * alpha)
-        output = EDM_DATA * output / jnp.sqrt(scale)
-        return EDM_DATA**2 * alpha * x_t / scale + sigma * output, sigma * x_t / scale - alpha * output
-    return (x_t - sigma * output) / (alpha + sigma), (x_t + alpha * output) / (alpha + sigma)  # flow
+    return PREDICTIONS[kind].hub(output, x_t, *m.like(output))
 
 
 def from_x0_noise(
@@ -197,22 +185,92 @@ def from_x0_noise(
     [2.0]
     """
     check_prediction(kind)
-    alpha, sigma = m.like(x_0)
-    if kind == "noise":
-        return noise
-    if kind == "x_0":
-        return x_0
-    if kind == "v":
-        return alpha * noise - sigma * x_0
-    if kind == "flow":
-        return noise - x_0
-    if kind == "score":
-        return -noise / sigma
-    scale = jnp.sqrt(jnp.square(sigma) + jnp.square(EDM_DATA * alpha))  # edm: (x_0 - c_skip x_t)/c_out, divided out
-    return (sigma * x_0 - EDM_DATA**2 * alpha * noise) / (EDM_DATA * scale)
+    return PREDICTIONS[kind].target(x_0, noise, *m.like(x_0))
+
+
+def network_inputs(
+    kind: str, x_t: Float[Array, "batch *shape"], t: Float[Array, " batch"], m: Marginal
+) -> tuple[Float[Array, "batch *shape"], Float[Array, " batch"]]:
+    """What a network of the given kind is called with at (x_t, t): the scaled input, and how time is labelled.
+
+    Raises:
+      ValueError: unknown kind (the choices are listed).
+
+    Source: Karras et al. 2022 (EDM), eq. 7 and table 1 (c_in, c_noise).
+
+    >>> m = Marginal(jnp.array([1.0]), jnp.array([1.2]))
+    >>> x, label = network_inputs("edm", jnp.array([[1.3]]), jnp.array([0.5]), m)
+    >>> round(float(x[0, 0]), 6), round(float(label[0]), 6)  # 1.3/sqrt(1.44 + 0.25), log(1.2)/4
+    (1.0, 0.04558)
+    """
+    check_prediction(kind)
+    row = PREDICTIONS[kind]
+    return (x_t if row.scale is None else x_t / row.scale(*m.like(x_t)).astype(x_t.dtype)), row.label(t, m)
 
 
 def check_prediction(kind: str) -> None:
     """Raises ValueError unless kind is one of PREDICTIONS."""
     if kind not in PREDICTIONS:
         raise ValueError(f"unknown prediction {kind!r}; choose one of {', '.join(PREDICTIONS)}")
+
+
+def _safe(x: Array) -> Array:
+    """x, and 1 where it is 0 and its quotient is not used."""
+    return jnp.where(x > 0, x, 1.0)
+
+
+def _v(output: Array, x_t: Array, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    scale = jnp.square(alpha) + jnp.square(sigma)
+    return (alpha * x_t - sigma * output) / scale, (sigma * x_t + alpha * output) / scale
+
+
+def _edm_scale(alpha: Array, sigma: Array) -> Array:
+    return jnp.sqrt(jnp.square(sigma) + jnp.square(EDM_DATA * alpha))
+
+
+def _edm(output: Array, x_t: Array, alpha: Array, sigma: Array) -> tuple[Array, Array]:
+    scale = jnp.square(sigma) + jnp.square(EDM_DATA * alpha)
+    output = EDM_DATA * output / jnp.sqrt(scale)
+    return EDM_DATA**2 * alpha * x_t / scale + sigma * output, sigma * x_t / scale - alpha * output
+
+
+def _c_noise(t: Array, m: Marginal) -> Array:
+    """log(sigma/alpha)/4, and finite at both ends."""
+    del t
+    return jnp.clip(-0.125 * m.log_snr, -20.0, 20.0)
+
+
+class PredictionKind(NamedTuple):
+    """What a network puts out, and what it is called with; alpha and sigma broadcast against x_t.
+
+    Attributes:
+      hub: (output, x_t, alpha, sigma) -> (x_0, noise).
+      target: (x_0, noise, alpha, sigma) -> the output it should have.
+      scale: (alpha, sigma) -> what x_t is divided by; None: nothing.
+      label: (t, m) -> how the time is told.
+    """
+
+    hub: Callable[..., tuple[Array, Array]]
+    target: Callable[..., Array]
+    scale: Callable[[Array, Array], Array] | None = None
+    label: Callable[[Array, Marginal], Array] = lambda t, m: t
+
+
+PREDICTIONS = {
+    "noise": PredictionKind(lambda o, x, a, s: ((x - s * o) / a, o), lambda x_0, noise, a, s: noise),
+    "x_0": PredictionKind(
+        lambda o, x, a, s: (o, jnp.where(s > 0, (x - a * o) / _safe(s), 0.0)), lambda x_0, noise, a, s: x_0
+    ),
+    "v": PredictionKind(_v, lambda x_0, noise, a, s: a * noise - s * x_0),
+    "flow": PredictionKind(
+        lambda o, x, a, s: ((x - s * o) / (a + s), (x + a * o) / (a + s)), lambda x_0, noise, a, s: noise - x_0
+    ),
+    "score": PredictionKind(lambda o, x, a, s: ((x + s * s * o) / a, -s * o), lambda x_0, noise, a, s: -noise / s),
+    "edm": PredictionKind(
+        _edm,
+        lambda x_0, noise, a, s: (s * x_0 - EDM_DATA**2 * a * noise) / (EDM_DATA * _edm_scale(a, s)),
+        _edm_scale,
+        _c_noise,
+    ),
+}
+"""Every kind of prediction: to add one is to add a row (and its loss weight, `losses.weightings.output_weight`)."""

@@ -96,3 +96,16 @@ def ddim_factor(m_t, m_r, scale):
 def noise_loss_floor(alpha, sigma, scale=1.0):
     """Mean over t of alpha^2 s^2 / v: the least noise loss that any network reaches on N(m, s^2) data."""
     return float(np.mean(alpha**2 * scale**2 / (alpha**2 * scale**2 + sigma**2)))
+
+
+def as_network(kind, schedule, predict):
+    """A function of (x_t, t, cond) as a network of the kind: what "edm" scales and relabels is undone."""
+
+    def network(x, label, cond=None):
+        if kind != "edm":
+            return predict(x, label, cond)
+        t = schedule.time_of_log_snr(-8.0 * label)
+        m = schedule(t).like(x)
+        return predict(x * jnp.sqrt(m.sigma**2 + 0.25 * m.alpha**2), t, cond)
+
+    return network

@@ -9,6 +9,7 @@ from jaxdiff import (
     Prediction,
     add_noise,
     as_denoiser,
+    denoising_loss,
     dynamic_threshold,
     from_x0_noise,
     sample,
@@ -19,8 +20,10 @@ from jaxdiff import (
     time_grid,
 )
 from jaxdiff.denoisers import with_x_0
-from jaxdiff.process import PREDICTIONS
-from tests.oracles import GAUSSIAN
+from jaxdiff.losses import uniform
+from jaxdiff.losses.denoising import draw as denoising_draw
+from jaxdiff.process import PREDICTIONS, network_inputs
+from tests.oracles import GAUSSIAN, as_network
 
 VP = schedules.shifted_cosine()
 X = jax.random.normal(jax.random.key(0), (4, 2))
@@ -31,14 +34,52 @@ T = jnp.array([0.05, 0.4, 0.8, 0.95])
 def test_networks_of_every_kind_are_one_denoiser(kind):
     """The best network of each kind, put out from the oracle's x_0 and noise, comes back as the oracle."""
     oracle = GAUSSIAN.denoiser(VP)
-    denoise = as_denoiser(
-        lambda x_t, t, cond: from_x0_noise(kind, *oracle(x_t, t)[:2], VP(t)), schedule=VP, prediction=kind
-    )
+    network = as_network(kind, VP, lambda x_t, t, cond: from_x0_noise(kind, *oracle(x_t, t)[:2], VP(t)))
+    denoise = as_denoiser(network, schedule=VP, prediction=kind)
     found, exact = denoise(X, T), oracle(X, T)
     m = VP(T).like(X)
     np.testing.assert_allclose(m.alpha * found.x_0, m.alpha * exact.x_0, atol=2e-6)
     np.testing.assert_allclose(m.sigma * found.noise, m.sigma * exact.noise, atol=2e-6)
     assert found.fraction is None
+
+
+@pytest.mark.parametrize("schedule", [schedules.edm(), schedules.ve(), VP], ids=["edm", "ve", "vp"])
+def test_edm_is_preconditioned_as_published(schedule):
+    """Karras et al. 2022, eq. 7 and 8 and table 1, written out for x = x_t/alpha and its sigma, in float64."""
+    t = jnp.array([0.3, 0.4, 0.8, 0.95])
+    seen, x_0 = [], 0.5 * jax.random.normal(jax.random.key(1), (4, 2))
+
+    def network(x, label, cond=None):
+        seen.append((x, label))
+        return jnp.sin(3.0 * x) + label[:, None]
+
+    m = schedule(t)
+    alpha, ratio = np.asarray(m.alpha, float)[:, None], np.asarray(m.sigma / m.alpha, float)[:, None]
+    noise = jax.random.normal(jax.random.key(2), (4, 2))
+    x_t = add_noise(x_0, noise, m)
+    x = np.asarray(x_t) / alpha
+    c_skip, c_out = 0.25 / (ratio**2 + 0.25), ratio * 0.5 / np.sqrt(ratio**2 + 0.25)
+    c_in, c_noise = 1 / np.sqrt(ratio**2 + 0.25), np.log(ratio) / 4
+    output = np.sin(3.0 * c_in * x) + c_noise
+    found = as_denoiser(network, schedule=schedule, prediction="edm")(x_t, t)
+    np.testing.assert_allclose(found.x_0, c_skip * x + c_out * output, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(seen[0][0], c_in * x, rtol=1e-5)
+    np.testing.assert_allclose(seen[0][1], c_noise[:, 0], rtol=1e-5, atol=1e-6)
+
+    loss = denoising_loss(jax.random.key(3), network, x_0, schedule=schedule, prediction="edm", t=t)
+    drawn = denoising_draw(jax.random.key(3), x_0, schedule, uniform, t)
+    x = np.asarray(drawn.x_t) / alpha
+    denoised = c_skip * x + c_out * (np.sin(3.0 * c_in * x) + c_noise)
+    weight = (ratio**2 + 0.25) / (ratio * 0.5) ** 2  # lambda(sigma), which is 1/c_out^2
+    np.testing.assert_allclose(loss, np.mean(weight * (denoised - np.asarray(x_0)) ** 2, axis=1), rtol=2e-3)
+
+
+@pytest.mark.parametrize("t", [0.0, 1.0])
+def test_edm_inputs_are_finite_at_both_ends(t):
+    """Where log(sigma/alpha) is not."""
+    zero_snr = schedules.linear().rescale_zero_snr()
+    x, label = network_inputs("edm", X, jnp.full(4, t), zero_snr(jnp.full(4, t)))
+    assert bool(jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(label)))
 
 
 def test_network_sees_one_time_an_example_and_the_condition():

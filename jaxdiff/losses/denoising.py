@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxdiff.keys import example_keys
 from jaxdiff.losses.time_sampling import TimeSampling, uniform, uniforms
 from jaxdiff.losses.weightings import Weighting, output_weight
-from jaxdiff.process import add_noise, check_prediction, from_x0_noise
+from jaxdiff.process import add_noise, check_prediction, from_x0_noise, network_inputs
 from jaxdiff.schedules import Marginal, Schedule
 
 
@@ -36,7 +36,7 @@ def denoising_loss(
     Args:
       key: one key, or one per example [batch]; example i uses its own key alone, so that its loss does not
         depend on the batch it is in.
-      predict: (x_t, t [batch], cond) -> output of the kind `prediction`.
+      predict: (x_t, t [batch], cond) -> output of the kind `prediction`; called as `process.network_inputs` says.
       x_0: data [batch, ...], usually in [-1, 1].
       schedule: the noise schedule.
       prediction: what predict puts out, see `jaxdiff.process`.
@@ -62,7 +62,7 @@ def denoising_loss(
     """
     check_prediction(prediction)
     drawn = draw(key, x_0, schedule, time_sampling, t)
-    output = predict(drawn.x_t, drawn.t, cond)
+    output = predict(*network_inputs(prediction, drawn.x_t, drawn.t, drawn.m), cond)
     if output.shape != x_0.shape:
         raise ValueError(f"predict returned shape {output.shape} for x_t of shape {x_0.shape}; they must be equal")
     loss = mean_square(from_x0_noise(prediction, x_0, drawn.noise, drawn.m) - output)

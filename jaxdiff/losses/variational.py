@@ -25,7 +25,7 @@ from jaxdiff.denoisers import Denoiser, Prediction, as_denoiser
 from jaxdiff.keys import example_keys
 from jaxdiff.losses.denoising import draw, mean_square
 from jaxdiff.losses.time_sampling import TimeSampling, uniform
-from jaxdiff.process import add_noise, from_x0_noise, learned_log_variance, posterior
+from jaxdiff.process import add_noise, from_x0_noise, learned_log_variance, network_inputs, posterior
 from jaxdiff.schedules import Marginal, Schedule
 
 
@@ -185,7 +185,7 @@ def hybrid_loss(
     """
     times = _entries(schedule)
     drawn = draw(key, x_0, schedule, time_sampling, t)
-    output = predict(drawn.x_t, drawn.t, cond)
+    output = predict(*network_inputs(prediction, drawn.x_t, drawn.t, drawn.m), cond)
     mean = jax.lax.stop_gradient(output[..., : x_0.shape[-1]])
     frozen = jnp.concatenate([mean, output[..., x_0.shape[-1] :]], axis=-1)
     denoise = as_denoiser(lambda x_t, t, cond: frozen, schedule=schedule, prediction=prediction, learned_variance=True)

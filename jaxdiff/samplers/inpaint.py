@@ -20,6 +20,10 @@ def inpaint(sampler: Sampler, mask: Bool[Array, "*#shape"], known: Float[Array, 
     Rounds let the new part harmonise with the known one; with one round it is often seen from where it was put.
     At s = 0 the known part is exactly what is known.
 
+    Rounds also repeat the sampler's own bias of few steps: of the exact denoiser of N(0, 0.25) on the cosine schedule,
+    with ddim(eta=1), the new part has 0.74, 0.62 and 0.54 of its variance after 20 steps of 1, 5 and 20 rounds, and
+    0.94, 0.88 and 0.78 after 100 steps.
+
     Args:
       sampler: one whose step needs no past: ddpm, ddim, heun, dpm_solver_2, ... (not a multistep method, whose past
         would be of another image).

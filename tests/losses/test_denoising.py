@@ -7,6 +7,7 @@ import pytest
 
 from jaxdiff import denoising_loss, from_x0_noise, losses, schedules
 from jaxdiff.process import PREDICTIONS
+from tests.oracles import as_network
 
 LINEAR = schedules.linear()
 ZERO_SNR = LINEAR.rescale_zero_snr()
@@ -25,7 +26,7 @@ def _best(schedule, kind, scale=1.0):
         v = m.alpha**2 * scale**2 + m.sigma**2
         return from_x0_noise(kind, m.alpha * scale**2 * x_t / v, m.sigma * x_t / v, schedule(t))
 
-    return predict
+    return as_network(kind, schedule, predict)
 
 
 @pytest.mark.parametrize(("name", "floor"), [("linear", 0.27551), ("cosine", 0.49558)])
