@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 from jaxdiff import commands
-from jaxdiff.training.sources import open_dataset
+from jaxdiff.data.sources import open_dataset
 
 NUM = 500
 LEAST_READ, LEAST_DISTANCE = 0.98, 0.85

@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.turns import table
 from jaxdiff.config import Config
+from jaxdiff.data.description import Expected
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.plan import step_memory
-from jaxdiff.program import Program
-from jaxdiff.training.expected import Expected
 
 STEPS = 3
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxdiff.builders import build_model
 
 import jaxdiff as jd
 from benchmarks.turns import Job, ratio, start, table, take_turns
 from configs.digits import config
-from jaxdiff.builders import build_model
 from jaxdiff.commands import use_compilation_cache
-from jaxdiff.program import Program
-from jaxdiff.training import sources
-from jaxdiff.training.data import Batches
+from jaxdiff.data import sources
+from jaxdiff.data.batches import Batches
+from jaxdiff.assembly.training_program import Program
 
 CASES = ("memory", "grain", "sampling")
 BATCH, DDIM_STEPS, DDIM_TURNS = 16, 50, 9

@@ -19,14 +19,14 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxdiff.builders import build_model
 
 import jaxdiff as jd
 from benchmarks.turns import exponent, line, start, table, take_turns
 from configs.digits import config
-from jaxdiff.builders import build_model
 from jaxdiff.config import Config
-from jaxdiff.program import Program
-from jaxdiff.training.expected import Expected
+from jaxdiff.data.description import Expected
+from jaxdiff.assembly.training_program import Program
 
 
 def step(changed: Config, side: int = 8) -> Callable[[], None]:

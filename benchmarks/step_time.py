@@ -12,10 +12,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxdiff.builders import build_model
 
 import jaxdiff as jd
 from configs.digits import config
-from jaxdiff.builders import build_model
 
 STEPS, PADDED, BATCH, TURNS = 50, 1000, 16, 15
 

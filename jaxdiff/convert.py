@@ -13,17 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdiff import parallel
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make_schedule, validate
-from jaxdiff.config_files import read_run, to_json
+from jaxdiff.config.files import read_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet, safetensors
 from jaxdiff.interop.openai import openai_diffusion, unknown_network
 from jaxdiff.interop.schedulers import Scheduler, refuse_other_counts, scheduler_file, scheduler_from_config
 from jaxdiff.interop.weights import read_file
 from jaxdiff.pictures import write_whole
-from jaxdiff.training import parallel
+from jaxdiff.training.checkpoint_files import directory_of
 from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
-from jaxdiff.training.reading import directory_of
 from jaxdiff.training.state import init_state
 
 STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20, "dpmpp_3m": 20, "unipc": 20}  # ddpm takes all

@@ -10,16 +10,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from jaxdiff import parallel
 from jaxdiff.codecs import Codec
 from jaxdiff.conditioning import Cond, Conditioner
 from jaxdiff.denoisers import Denoiser, as_denoiser
 from jaxdiff.guidance import RULES
 from jaxdiff.models.winograd import prepared
+from jaxdiff.parallel import processes
 from jaxdiff.process import add_noise
 from jaxdiff.samplers import Sampler, Trajectory, inpaint, sample, sample_keys
 from jaxdiff.samplers.base import normal_like
 from jaxdiff.schedules import Schedule
-from jaxdiff.training import parallel, processes
 
 
 class Recipe(NamedTuple):

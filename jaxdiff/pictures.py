@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxdiff.errors import UserError
-from jaxdiff.places import Place, write_whole
+from jaxdiff.storage import Place, write_whole
 
 _GAP = 2  # white pixels around each image
 _MIN_SIDE = 32  # smaller images are enlarged by a whole factor to at least this

@@ -337,14 +337,14 @@ TRAPS = (
     Trap(
         "Samples drawn with the parameters instead of their average",
         "tests/test_cli.py::test_samples_are_drawn_from_the_average_as_the_run_says",
-        "jaxdiff/sampling_job.py",
+        "jaxdiff/job/sampling.py",
         "params = state.ema_params",
         "params = state.params",
     ),
     Trap(
         "A resumed run that reads the data from their beginning",
         "tests/test_cli.py::test_a_run_in_two_pieces_ends_in_the_same_bits",
-        "jaxdiff/training_job.py",
+        "jaxdiff/job/training.py",
         "batches.iterate(first)",
         "batches.iterate(0)",
     ),
@@ -387,7 +387,7 @@ TRAPS = (
     Trap(
         "Files and lines of every process instead of the first one's",
         "tests/training/test_processes.py::test_process_0_alone_speaks_logs_and_draws",
-        "jaxdiff/training_job.py",
+        "jaxdiff/job/training.py",
         "if jax.process_index() == 0:\n            grid",
         "if True:\n            pictures.write_whole(workdir / 'samples' / f'of_{jax.process_index()}', b'')\n"
         "            grid",
@@ -458,21 +458,21 @@ TRAPS = (
     Trap(
         "Samples of all classes alike where the data's are not",
         "tests/test_evaluate.py::test_samples_are_of_the_classes_of_the_data",
-        "jaxdiff/evaluation_job.py",
+        "jaxdiff/job/evaluation.py",
         "wanted = self._labels[:num]",
         "wanted = np.arange(num, dtype=np.int32) % classes",
     ),
     Trap(
         "The flow's network asked below the first time that it was trained at",
         "tests/test_evaluate.py::test_bits_of_the_flow_ask_no_time_below_the_first_trained",
-        "jaxdiff/likelihood_job.py",
+        "jaxdiff/job/likelihood.py",
         "t_min=max(1e-3, first)",
         "t_min=1e-3",
     ),
     Trap(
         "One key for a run's training and for what is drawn from it: noise that the network has seen",
         "tests/test_keys.py::test_samples_are_drawn_with_no_key_of_the_run",
-        "jaxdiff/sampling_job.py",
+        "jaxdiff/job/sampling.py",
         'purpose_key(request.seed, "sample")',
         'jax.random.key(request.seed, impl="threefry2x32")',
     ),

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdiff.data.batches import Batches
+from jaxdiff.data.sources import open_dataset
 from jaxdiff.interop import names, safetensors
 from jaxdiff.models import Classifier
-from jaxdiff.training.data import Batches
-from jaxdiff.training.sources import open_dataset
 
 BATCH = 128
 

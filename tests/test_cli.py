@@ -15,17 +15,19 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from jaxdiff import commands, diffusion, pictures, recipe, training_job, workdir
+from jaxdiff import commands, diffusion, pictures
+from jaxdiff.assembly import recipe, workdir
 from jaxdiff.commands import main
 from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import validate
-from jaxdiff.config_files import load, read_run
+from jaxdiff.config.files import load, read_run
 from jaxdiff.errors import command, program
+from jaxdiff.job import training as training_job
 from jaxdiff.keys import purpose_key
 from jaxdiff.objectives import Consistency
+from jaxdiff.parallel import make_mesh
 from jaxdiff.training import clock, logs
 from jaxdiff.training.checkpoints import restore
-from jaxdiff.training.parallel import make_mesh
 from jaxdiff.training.snapshots import reconstruct
 
 CONFIG = """

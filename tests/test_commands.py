@@ -9,14 +9,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxdiff import commands, errors, sampling_job
+from jaxdiff import commands, errors
 from jaxdiff.commands import COMMANDS, exit_code, main, parser
 from jaxdiff.config import Config, Data
-from jaxdiff.config_files import expand_paths, load
+from jaxdiff.config.files import expand_paths, load
 from jaxdiff.errors import RunError, UserError, command, program
+from jaxdiff.job import sampling as sampling_job
 from jaxdiff.objectives import Consistency
-from jaxdiff.places import check_writable, expanded, place
-from jaxdiff.training import processes
+from jaxdiff.parallel import processes
+from jaxdiff.storage import check_writable, expanded, place
 
 
 def raising(error):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdiff import recipe, schedules
+from jaxdiff import schedules
+from jaxdiff.assembly import recipe
 from jaxdiff.config import Config, Model, Sampling, Train, flat, make_schedule, validate
-from jaxdiff.config_files import from_json, load, read_run, refuse_other_run, to_json
+from jaxdiff.config.files import from_json, load, read_run, refuse_other_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.objectives import Consistency
 

@@ -11,21 +11,22 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff import evaluation_job, likelihood_job
+from jaxdiff.assembly.recipe import make_recipe, optimizer_of
+from jaxdiff.assembly.training_program import example
 from jaxdiff.commands import main
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, make_schedule
-from jaxdiff.config_files import read_run, to_json
+from jaxdiff.config.files import read_run, to_json
+from jaxdiff.data.sources import open_dataset
 from jaxdiff.denoisers import Prediction
 from jaxdiff.evaluation import frechet_distance
 from jaxdiff.evaluation.extractors import fashion_mnist_classifier
 from jaxdiff.evaluation.likelihood import bound_bits, flow_bits
 from jaxdiff.evaluation.moments import Gaussian
+from jaxdiff.job import evaluation as evaluation_job
+from jaxdiff.job import likelihood as likelihood_job
 from jaxdiff.keys import purpose_key
-from jaxdiff.program import example
-from jaxdiff.recipe import make_recipe, optimizer_of
+from jaxdiff.parallel import make_mesh
 from jaxdiff.training.checkpoints import Checkpoints, restore
-from jaxdiff.training.parallel import make_mesh
-from jaxdiff.training.sources import open_dataset
 from jaxdiff.training.state import init_state
 
 TINY = Model(patch=4, channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=10)

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.arguments import options_field, take_members
+from jaxdiff.assembly.recipe import make_method, make_recipe
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.codecs import CODECS
 from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Parallel, Sampling, Train, validate
-from jaxdiff.config_files import from_json, load_plugins, to_json
+from jaxdiff.config.arguments import options_field, take_members
+from jaxdiff.config.files import from_json, load_plugins, to_json
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import UserError
@@ -20,16 +22,14 @@ from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
 from jaxdiff.models import NETWORKS, DiT
 from jaxdiff.objectives import OBJECTIVES, Consistency, Hybrid
+from jaxdiff.parallel import make_mesh
 from jaxdiff.process import PREDICTIONS
-from jaxdiff.program import Program
-from jaxdiff.recipe import make_method, make_recipe
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES
 from jaxdiff.times import SPACINGS
 from jaxdiff.training.checkpoints import Checkpoints
 from jaxdiff.training.loggers import LOGGERS
 from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS
-from jaxdiff.training.parallel import make_mesh
 
 PLUGIN = '''
 import dataclasses

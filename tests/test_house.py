@@ -22,7 +22,7 @@ TRAINING = {"optax", "orbax", "grain", "array_record", "tensorflow_datasets", "s
     ("modules", "foreign"),
     [
         ("jaxdiff", {"flax", "tyro", "PIL", "rich", *TRAINING}),
-        ("jaxdiff.commands.sample, jaxdiff.sampling_job", TRAINING),
+        ("jaxdiff.commands.sample, jaxdiff.job.sampling", TRAINING),
     ],
 )
 def test_what_is_imported_loads_no_more_than_it_needs(modules, foreign):

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff import keys, sampling_job
+from jaxdiff import keys
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, Data, Model
-from jaxdiff.program import Program
+from jaxdiff.job import sampling as sampling_job
 from jaxdiff.samplers import sample_keys
 from tests.test_evaluate import save_run
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, Data, Model, Train
+from jaxdiff.data.description import Expected
 from jaxdiff.plan import planning, step_memory
-from jaxdiff.program import Program
-from jaxdiff.training.expected import Expected
 
 MODEL = Model(channels=4, channel_mults=(1,), blocks=1, attention_resolutions=())
 SCRIPT = """

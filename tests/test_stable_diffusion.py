@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff import diffusion, pictures, sampling_job
+from jaxdiff import diffusion, pictures
 from jaxdiff.commands import main
+from jaxdiff.job import sampling as sampling_job
 from tests.stable_diffusion import ROOT, pipeline_folder
 from tests.training.test_processes import Job
 

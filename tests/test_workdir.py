@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from jaxdiff import workdir
 from jaxdiff.errors import UserError
-from jaxdiff.places import place
+from jaxdiff.job import workdir
+from jaxdiff.storage import place
 
 
 @pytest.fixture

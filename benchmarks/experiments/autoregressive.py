@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxdiff.builders import build_model, build_schedule
 
 from benchmarks.experiments import common
 from benchmarks.experiments.pixelcnn import PixelCNN, bits, draw
 from jaxdiff import as_denoiser, pictures, sample_keys, static_threshold
-from jaxdiff.builders import build_model, build_schedule
+from jaxdiff.data.batches import Batches
+from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.evaluation.extractors import nest
 from jaxdiff.evaluation.likelihood import bound_bits
 from jaxdiff.interop import names, safetensors
-from jaxdiff.training.data import Batches
-from jaxdiff.training.sources import Source, open_dataset
 
 TRAIN_STEPS, BATCH, RATE = 600, 64, 2e-3
 SIDES, STEPS, TIMED = (14, 28, 56), 20, 8

@@ -21,20 +21,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-
-from jaxdiff import pictures, samplers, training_job
 from jaxdiff.builders import build_model, build_sample
+
+from jaxdiff import pictures, samplers
 from jaxdiff.commands import exit_code, use_compilation_cache
 from jaxdiff.config import Config, Sampling, validate
-from jaxdiff.config_files import load, read_run
+from jaxdiff.config.files import load, read_run
+from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.evaluation import frechet_distance, kernel_distance, neighbours
 from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.collect import Collected, Collector
 from jaxdiff.evaluation.extractors import digest, fashion_mnist_classifier
 from jaxdiff.evaluation.scores import Reference, Score
+from jaxdiff.job import training as training_job
+from jaxdiff.parallel import make_mesh
 from jaxdiff.training.checkpoints import restore
-from jaxdiff.training.parallel import make_mesh
-from jaxdiff.training.sources import Source, open_dataset
 
 ROOT = Path(__file__).parents[2]
 BATCH = 250

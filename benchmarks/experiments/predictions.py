@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxdiff.builders import build_model, build_schedule
 
 from benchmarks.experiments import common
 from jaxdiff import add_noise, as_denoiser
-from jaxdiff.builders import build_model, build_schedule
 from jaxdiff.config import Sampling
-from jaxdiff.training.sources import open_dataset
+from jaxdiff.data.sources import open_dataset
 
 STEPS, SEEDS, IMAGES = 500, (0, 1, 2), 500
 CELLS = [("cosine", "noise"), ("cosine", "x_0"), ("cosine", "v"), ("linear", "noise")]

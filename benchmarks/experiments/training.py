@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.experiments import common
 from jaxdiff.config import Sampling
+from jaxdiff.training.checkpoint_files import directory_of, steps_in
 from jaxdiff.training.checkpoints import restore
-from jaxdiff.training.reading import directory_of, steps_in
 from jaxdiff.training.snapshots import FOLDER
 
 WINDOW = 500  # steps

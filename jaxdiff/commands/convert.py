@@ -18,7 +18,7 @@ import tyro
 from jaxdiff.commands.parser import FileName, parse
 from jaxdiff.errors import UserError, program
 from jaxdiff.interop.openai import FLAGS
-from jaxdiff.places import check_writable, in_bucket
+from jaxdiff.storage import check_writable, in_bucket
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import FileName, Processes, parse
 from jaxdiff.errors import program
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS
-from jaxdiff.places import place
-from jaxdiff.training import processes
+from jaxdiff.parallel import processes
+from jaxdiff.storage import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(argv: list[str]) -> tuple[int, str]:
     use_compilation_cache()
 
     def evaluate() -> tuple[int, str]:
-        from jaxdiff.evaluation_job import Evaluation
+        from jaxdiff.job.evaluation import Evaluation
 
         return 0, Evaluation(SimpleNamespace(**asked)).run()
 

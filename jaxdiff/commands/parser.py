@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import tyro
 from tyro import _errors  # no public name gives a wrong argument without a box around it
 
-from jaxdiff.arguments import take_members
 from jaxdiff.config import flat, validate
-from jaxdiff.config_files import expand_paths, load, load_plugins
+from jaxdiff.config.arguments import take_members
+from jaxdiff.config.files import expand_paths, load, load_plugins
 from jaxdiff.errors import UserError, program
-from jaxdiff.places import expanded
+from jaxdiff.parallel import processes
 from jaxdiff.schema import nearest
-from jaxdiff.training import processes
+from jaxdiff.storage import expanded
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir())

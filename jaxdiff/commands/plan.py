@@ -39,8 +39,8 @@ def plan(arguments: PlanArguments) -> tuple[int, str]:
     """
     check(arguments)
     use_compilation_cache()
-    from jaxdiff import places
     from jaxdiff import plan as planning  # imports everything: not before the arguments are known to be right
+    from jaxdiff import storage
 
     config, texts, done = arguments.config, [], []
     if not arguments.topology:
@@ -49,12 +49,12 @@ def plan(arguments: PlanArguments) -> tuple[int, str]:
     for name in topologies:
         planning.parse_topology(name)
     if arguments.plan_out:
-        places.check_writable(places.place(arguments.plan_out), "--plan-out")
+        storage.check_writable(storage.place(arguments.plan_out), "--plan-out")
     for name in topologies:
         done.append(planning.plan(config, name, batch_per_chip=arguments.batch_per_chip, quick=arguments.quick))
         texts.append(planning.plan_text(done[-1]))
         if arguments.plan_out:
-            places.write_whole(places.place(arguments.plan_out), planning.plans_json(config, done).encode())
+            storage.write_whole(storage.place(arguments.plan_out), planning.plans_json(config, done).encode())
     return 0, "\n\n".join(texts)
 
 

@@ -5,14 +5,14 @@ from typing import Literal
 
 import tyro
 
-from jaxdiff.arguments import take_members
 from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import FileName, Processes, parse
-from jaxdiff.config_files import load_plugins
+from jaxdiff.config.arguments import take_members
+from jaxdiff.config.files import load_plugins
 from jaxdiff.errors import UserError, program
-from jaxdiff.places import place
+from jaxdiff.parallel import processes
 from jaxdiff.schema import Options
-from jaxdiff.training import processes
+from jaxdiff.storage import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(argv: list[str]) -> tuple[int, str]:
     use_compilation_cache()
 
     def draw() -> tuple[int, str]:
-        from jaxdiff import sampling_job
+        from jaxdiff.job import sampling as sampling_job
 
         asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
         for name in ("workdir", "out", "init_image", "mask"):

@@ -9,7 +9,7 @@ from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import Processes, parse_config
 from jaxdiff.commands.plan import PlanArguments, check, plan
 from jaxdiff.errors import UserError, program
-from jaxdiff.training import processes
+from jaxdiff.parallel import processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ def run(argv: list[str], began: float | None = None) -> tuple[int, str]:
         return plan(arguments)
     use_compilation_cache()
     if arguments.verify_resume is not None:
-        from jaxdiff.verify_resume import verify_resume
+        from jaxdiff.job.verify_resume import verify_resume
 
         return verify_resume(_without(argv, "verify-resume"), arguments.verify_resume)
 
     def train() -> tuple[int, str]:
-        from jaxdiff import training_job
+        from jaxdiff.job import training as training_job
 
         return training_job.train(arguments.config, began, steps or 0)
 

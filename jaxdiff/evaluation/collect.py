@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from jaxdiff.evaluation import inception_score, moments
 from jaxdiff.evaluation.extractors import Extractor
 from jaxdiff.evaluation.sliced_wasserstein import directions, project
-from jaxdiff.training.parallel import put
+from jaxdiff.parallel import put
 
 DIRECTIONS = 256
 """Random directions of the sliced Wasserstein distance, the same for every set."""

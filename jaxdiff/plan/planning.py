@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 
+from jaxdiff.assembly.training_program import Images, Program
 from jaxdiff.config import Config
+from jaxdiff.data.description import expect_dataset
 from jaxdiff.errors import UserError
 from jaxdiff.plan.chips import Topology, parse_topology, topology_devices
 from jaxdiff.plan.compiling import Compiled, compile_for
 from jaxdiff.plan.flops import count_flops
 from jaxdiff.plan.largest import Largest, largest_batch
 from jaxdiff.plan.roofline import Roofline, roofline
-from jaxdiff.program import Images, Program
-from jaxdiff.training.expected import expect_dataset
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, times
-from jaxdiff.config_files import to_json
+from jaxdiff.config.files import to_json
+from jaxdiff.data.sources import open_dataset
 from jaxdiff.plan.compiling import Compiled
 from jaxdiff.plan.memory import step_memory
 from jaxdiff.plan.planning import Change, Plan, step_flops
-from jaxdiff.program import Program
 from jaxdiff.schema import encode
-from jaxdiff.training.sources import open_dataset
 
 
 def describe(config: Config) -> str:

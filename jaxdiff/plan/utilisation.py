@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config
 from jaxdiff.plan.chips import CHIPS
 from jaxdiff.plan.planning import step_flops, without_remat
-from jaxdiff.program import Program
 
 _TPUS = {  # what JAX calls them
     "v4": ("TPU v4",),

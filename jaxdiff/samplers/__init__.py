@@ -15,13 +15,13 @@ from jaxdiff.samplers.dpmpp_2s import dpmpp_2s
 from jaxdiff.samplers.dpmpp_3m import dpmpp_3m
 from jaxdiff.samplers.dpmpp_sde import dpmpp_sde
 from jaxdiff.samplers.euler import euler
+from jaxdiff.samplers.finite import watch
 from jaxdiff.samplers.heun import heun
 from jaxdiff.samplers.inpaint import inpaint
 from jaxdiff.samplers.interpolate import slerp
 from jaxdiff.samplers.lcm import lcm
 from jaxdiff.samplers.plms import plms
 from jaxdiff.samplers.unipc import unipc
-from jaxdiff.samplers.watch import watch
 
 METHODS: dict[str, Callable[..., Sampler]] = {
     "ddpm": ddpm,

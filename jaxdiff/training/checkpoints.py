@@ -22,9 +22,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from jaxdiff.errors import UserError
-from jaxdiff.places import in_bucket
-from jaxdiff.training import epath_glob, integrity, processes
-from jaxdiff.training.reading import (
+from jaxdiff.parallel import processes
+from jaxdiff.storage import in_bucket
+from jaxdiff.training import epath_glob, integrity
+from jaxdiff.training.checkpoint_files import (
     ATTEMPTS,
     PATIENCE_S,
     CheckpointError,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.places import Place, in_bucket, write_whole
+from jaxdiff.storage import Place, in_bucket, write_whole
 
 SPANS = ("startup", "compile", "data_wait", "productive", "logging", "checkpoint", "sampling", "lost")
 BEAT_S = 0.1  # between signs of life: how exactly the end of a killed process is known

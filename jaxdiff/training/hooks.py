@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.training import processes
+from jaxdiff.parallel import processes
 from jaxdiff.training.clock import Clock
 from jaxdiff.training.loop import Hook
 

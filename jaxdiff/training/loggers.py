@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 
 from jaxdiff.errors import UserError
 from jaxdiff.family import Family
-from jaxdiff.places import write_whole
+from jaxdiff.storage import write_whole
 from jaxdiff.training.checkpoints import report
 
 

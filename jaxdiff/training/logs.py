@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdiff.places import Place, in_bucket, write_whole
+from jaxdiff.storage import Place, in_bucket, write_whole
 from jaxdiff.training.hooks import Mean
 from jaxdiff.training.loggers import LOGGERS
 

@@ -10,8 +10,8 @@ from jax.sharding import Sharding
 
 from jaxdiff.errors import UserError
 from jaxdiff.training import posthoc
+from jaxdiff.training.checkpoint_files import directory_of, steps_in
 from jaxdiff.training.checkpoints import CheckpointError, Checkpoints, report, restore
-from jaxdiff.training.reading import directory_of, steps_in
 from jaxdiff.training.state import TrainState
 
 FOLDER = "ema"

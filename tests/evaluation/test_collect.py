@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.data.sources import open_dataset
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.collect import Collector
 from jaxdiff.evaluation.extractors import Extractor, fashion_mnist_classifier
 from jaxdiff.evaluation.features import choose
-from jaxdiff.training.parallel import make_mesh
-from jaxdiff.training.sources import open_dataset
+from jaxdiff.parallel import make_mesh
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (37, 4, 4, 1), dtype=np.uint8)
 

@@ -18,11 +18,14 @@ import orbax.checkpoint as ocp
 import rich.progress  # noqa: F401
 import tensorboardX  # noqa: F401
 
-from jaxdiff import training_job, workdir  # noqa: F401
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.commands import train  # noqa: F401
-from jaxdiff.program import Program
-from jaxdiff.training import checkpoints, data, reading, sources
-from jaxdiff.training.data import Batches
+from jaxdiff.data import batches as data
+from jaxdiff.data import sources
+from jaxdiff.data.batches import Batches
+from jaxdiff.job import workdir
+from jaxdiff.training import checkpoint_files as reading
+from jaxdiff.training import checkpoints
 
 ROOT = Path(__file__).parents[2]
 

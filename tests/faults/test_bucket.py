@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from jaxdiff.places import place
+from jaxdiff.storage import place
 from tests.faults.harness import ROOT, assert_same_run, steps
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdiff.data.batches import _order
 from jaxdiff.training.checkpoints import restore
-from jaxdiff.training.data import _order
 from tests.faults.harness import assert_close, assert_same_run, differing, losses, metrics, steps, write_images
 from tests.faults.test_faults import kill_and_finish
 from tests.training.test_processes import Job

@@ -11,18 +11,19 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from jaxdiff import convert, evaluation_job
+from jaxdiff import convert
+from jaxdiff.assembly.recipe import optimizer_of
 from jaxdiff.commands import main
 from jaxdiff.config import make_schedule
-from jaxdiff.config_files import load, read_run, refuse_other_run
+from jaxdiff.config.files import load, read_run, refuse_other_run
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
 from jaxdiff.interop.schedulers import scheduler_from_config
-from jaxdiff.recipe import optimizer_of
+from jaxdiff.job import evaluation as evaluation_job
+from jaxdiff.job.workdir import check_workdir
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
 from jaxdiff.training.state import init_state
-from jaxdiff.workdir import check_workdir
 from tests.evaluation.test_inception import write_weights
 
 ROOT = Path(__file__).parent.parent / "fixtures" / "interop"

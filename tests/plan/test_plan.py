@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdiff import plan, training_job
+from jaxdiff import plan
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.commands import main
 from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import Config, Data, Model, Train
-from jaxdiff.config_files import load
+from jaxdiff.config.files import load
+from jaxdiff.data.description import Expected, expect_dataset
+from jaxdiff.data.sources import open_dataset
 from jaxdiff.errors import UserError
+from jaxdiff.job import training as training_job
+from jaxdiff.parallel import make_mesh
 from jaxdiff.plan import compiling, planning
-from jaxdiff.program import Program
-from jaxdiff.training.expected import Expected, expect_dataset
-from jaxdiff.training.parallel import make_mesh
-from jaxdiff.training.sources import open_dataset
 
 GiB = 2**30
 CONFIG = Config(

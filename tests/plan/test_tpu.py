@@ -10,10 +10,10 @@ import jax
 import pytest
 
 from jaxdiff import plan
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, Data, Model, Parallel, Train
+from jaxdiff.data.description import Expected
 from jaxdiff.plan.chips import topology_devices
-from jaxdiff.program import Program
-from jaxdiff.training.expected import Expected
 from jaxdiff.training.state import leaf_name
 
 pytest.importorskip("libtpu")

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import pytest
 
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, Data, Model, Train
+from jaxdiff.data.description import Expected
 from jaxdiff.plan import Utilisation, count_flops, peak_flops, utilisation
-from jaxdiff.program import Program
-from jaxdiff.training.expected import Expected
 
 CONFIG = Config(
     data=Data(name="folder"),

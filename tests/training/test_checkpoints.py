@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdiff import parallel
 from jaxdiff.errors import UserError
-from jaxdiff.training import checkpoints, integrity, parallel, reading
+from jaxdiff.training import checkpoint_files as reading
+from jaxdiff.training import checkpoints, integrity
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import TrainState, init_state
 

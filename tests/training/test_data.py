@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdiff.data import batches as data
+from jaxdiff.data import sources
+from jaxdiff.data.batches import Batches
+from jaxdiff.data.sources import MemorySource, RecordSource, open_dataset
 from jaxdiff.errors import UserError
-from jaxdiff.training import data, sources
-from jaxdiff.training.data import Batches
-from jaxdiff.training.sources import MemorySource, RecordSource, open_dataset
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (240, 4, 4, 1), np.uint8)
 SOURCE = MemorySource(PIXELS[:100], np.arange(100, dtype=np.int32), 100, set())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdiff.training.decoding import CorruptImageError, channels_of, decode_image, is_animated, open_image, shape_of
+from jaxdiff.data.decoding import CorruptImageError, channels_of, decode_image, is_animated, open_image, shape_of
 
 
 def _encoded(mode="RGB", form="PNG", size=(12, 10)):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdiff.parallel import make_mesh
 from jaxdiff.training import integrity
-from jaxdiff.training.parallel import make_mesh
 
 VALUES = np.random.default_rng(0).standard_normal((8, 16, 24)).astype(np.float32)
 

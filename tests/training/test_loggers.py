@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxdiff import training_job
 from jaxdiff.errors import UserError
+from jaxdiff.job import training as training_job
 from jaxdiff.training.loggers import LOGGERS, check_loggers
 from jaxdiff.training.logs import DEFAULT, Log
 

@@ -11,12 +11,13 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxdiff import parallel
 from jaxdiff.errors import UserError
 from jaxdiff.keys import example_keys
 from jaxdiff.losses import loss_aware
 from jaxdiff.models.unet import UNet
 from jaxdiff.objectives import Objective, timed
-from jaxdiff.training import ema, parallel
+from jaxdiff.training import ema
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import init_state, leaf_name
 from jaxdiff.training.step import make_train_step

@@ -22,7 +22,7 @@ from PIL import Image
 
 from jaxdiff.commands import main
 from jaxdiff.errors import UserError
-from jaxdiff.training import processes
+from jaxdiff.parallel import processes
 from jaxdiff.training.checkpoints import restore
 
 ROOT = Path(__file__).parents[2]
@@ -305,7 +305,7 @@ def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_p
 
 
 SLOW = (  # process 1 compiles 40 s longer than process 0: more than the 30 s after which Gloo gives up
-    "import sys, time; from jaxdiff.program import Program; from jaxdiff.commands import main\n"
+    "import sys, time; from jaxdiff.assembly.training_program import Program; from jaxdiff.commands import main\n"
     "compiled = Program.compiled\n"
     "Program.compiled = lambda self: (time.sleep(40 if sys.argv[-1] == '1' else 0), compiled(self))[1]\n"
     "raise SystemExit(main(['train', *sys.argv[1:]]))"

@@ -13,11 +13,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from jaxdiff.data import sources
+from jaxdiff.data.digits_tfds import JaxdiffDigits
+from jaxdiff.data.records import FASHION_MNIST_FOLDER
+from jaxdiff.data.sources import MemorySource, RecordSource, open_dataset
 from jaxdiff.errors import UserError
-from jaxdiff.training import sources
-from jaxdiff.training.digits_tfds import JaxdiffDigits
-from jaxdiff.training.records import FASHION_MNIST_FOLDER
-from jaxdiff.training.sources import MemorySource, RecordSource, open_dataset
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3), np.uint8)
 

@@ -2,8 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from jaxdiff.data.sources import open_dataset
 from jaxdiff.errors import UserError
-from jaxdiff.training.sources import open_dataset
 
 
 class Expected(NamedTuple):

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from jaxdiff.errors import RunError, UserError
-from jaxdiff.places import in_bucket, nameable, place
+from jaxdiff.storage import in_bucket, nameable, place
 from jaxdiff.training import integrity
 from jaxdiff.training.storage_faults import kind, reason, remedy
 

@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxdiff.errors import UserError
-from jaxdiff.training.decoding import Colour, CorruptImageError, colour
-from jaxdiff.training.records import (
+from jaxdiff.data.decoding import Colour, CorruptImageError, colour
+from jaxdiff.data.records import (
     FolderRecords,
     IdxRecords,
     Numbering,
@@ -20,6 +19,7 @@ from jaxdiff.training.records import (
     open_digits,
     open_tfds,
 )
+from jaxdiff.errors import UserError
 
 MEMORY_LIMIT = 2 * 2**30
 """Data sets of up to so many bytes of pixels are decoded once and held in memory (2 GiB)."""

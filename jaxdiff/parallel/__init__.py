@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
 from jaxdiff.errors import UserError
-from jaxdiff.training.calls import make_call
+from jaxdiff.parallel.several_steps import make_call
 from jaxdiff.training.state import TrainState, leaf_name
 
 Rule = Callable[[tuple[int, ...], int], P]

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdiff import parallel
+from jaxdiff.assembly.recipe import check_data, make_objective, make_recipe, optimizer_of
 from jaxdiff.config import Config, flat
-from jaxdiff.config_files import read_run
+from jaxdiff.config.files import read_run
 from jaxdiff.errors import UserError
 from jaxdiff.keys import purpose_key
-from jaxdiff.recipe import check_data, make_objective, make_recipe, optimizer_of
-from jaxdiff.training import ema, parallel, posthoc
+from jaxdiff.training import ema, posthoc
 from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.state import TrainState, init_state
 from jaxdiff.training.step import make_train_step

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 import jax
 
 from jaxdiff.config import Config
-from jaxdiff.config_files import read_run, refuse_other_run
+from jaxdiff.config.files import read_run, refuse_other_run
 from jaxdiff.errors import UserError, program
-from jaxdiff.places import Place, in_bucket, place, write_whole
+from jaxdiff.storage import Place, in_bucket, place, write_whole
 from jaxdiff.training.storage_faults import reason
 
 BEAT_S = 10.0  # between the signs of life of who owns a bucket's folder

@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxdiff import pictures, samplers
+from jaxdiff.assembly.recipe import make_method, make_recipe
 from jaxdiff.config import Config, Sampling, validate
-from jaxdiff.config_files import read_run
+from jaxdiff.config.files import read_run
+from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.chart import chart
@@ -26,15 +28,12 @@ from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import BLOCK, measure
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
+from jaxdiff.job.likelihood import build_bits
+from jaxdiff.job.score_file import ScoreFile
 from jaxdiff.keys import purpose_key
-from jaxdiff.likelihood_job import build_bits
-from jaxdiff.places import check_writable
-from jaxdiff.recipe import make_method, make_recipe
-from jaxdiff.score_file import ScoreFile
-from jaxdiff.training import processes
+from jaxdiff.parallel import make_mesh, processes
+from jaxdiff.storage import check_writable
 from jaxdiff.training.checkpoints import restore_with_meta
-from jaxdiff.training.parallel import make_mesh
-from jaxdiff.training.sources import Source, open_dataset
 
 LEAST = 100
 """Samples of which distances are measured at all."""

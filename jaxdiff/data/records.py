@@ -17,16 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from jaxdiff.data.decoding import WHITE, Colour, CorruptImageError, decode_image, is_animated, open_image, shape_of
 from jaxdiff.errors import UserError
-from jaxdiff.training.decoding import (
-    WHITE,
-    Colour,
-    CorruptImageError,
-    decode_image,
-    is_animated,
-    open_image,
-    shape_of,
-)
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
 MAX_IDX_BYTES = 2**31
@@ -419,7 +411,7 @@ def open_digits(path: str, split: str) -> TfdsRecords:
     """
     import tensorflow_datasets as tfds
 
-    from jaxdiff.training.digits_tfds import JaxdiffDigits
+    from jaxdiff.data.digits_tfds import JaxdiffDigits
 
     data_dir = _data_dir(path)
     builder = JaxdiffDigits(data_dir=data_dir, file_format="array_record")

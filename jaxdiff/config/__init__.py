@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from jaxdiff.arguments import options_field
 from jaxdiff.codecs import CODECS
+from jaxdiff.config.arguments import options_field
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.errors import UserError
 from jaxdiff.family import Family
@@ -185,7 +185,7 @@ class Config:
 def validate(config: Config) -> Config:
     """Refuses what cannot work, before anything is compiled or written; returns the config.
 
-    What depends on the images or the machine is checked in `jaxdiff.recipe`.
+    What depends on the images or the machine is checked in `jaxdiff.assembly.recipe`.
 
     Raises:
       UserError: what is wrong and what would be right, all of it in one line.

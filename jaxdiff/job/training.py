@@ -12,31 +12,31 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdiff import pictures
+from jaxdiff import parallel, pictures
+from jaxdiff.assembly.recipe import learning_rate_of, make_method
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, flat
-from jaxdiff.config_files import to_json
+from jaxdiff.config.files import to_json
+from jaxdiff.data.batches import Batch, Batches
+from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
-from jaxdiff.places import Place, in_bucket
+from jaxdiff.job.workdir import check_workdir, owned
+from jaxdiff.parallel import processes
 from jaxdiff.plan import Utilisation
-from jaxdiff.program import Program
-from jaxdiff.recipe import learning_rate_of, make_method
-from jaxdiff.training import parallel, processes
+from jaxdiff.storage import Place, in_bucket
+from jaxdiff.training.checkpoint_files import directory_of
 from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
-from jaxdiff.training.data import Batch, Batches
 from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence
 from jaxdiff.training.loggers import check_loggers
 from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Hook, calls, run
 from jaxdiff.training.profiling import Profile
-from jaxdiff.training.reading import directory_of
 from jaxdiff.training.snapshots import Snapshots
-from jaxdiff.training.sources import Source, open_dataset
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.stopping import StopRequest
 from jaxdiff.training.storage_faults import kind, reason, remedy
-from jaxdiff.workdir import check_workdir, owned
 
 COLUMNS = 8  # of the picture grids
 

@@ -21,8 +21,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int64
 
+from jaxdiff.data.sources import RecordSource, Source, open_dataset
 from jaxdiff.errors import RunError
-from jaxdiff.training.sources import RecordSource, Source, open_dataset
 
 __all__ = ["Batch", "Batches", "DeadWorkerError", "Prefetch", "open_dataset"]
 
@@ -49,7 +49,7 @@ class Batches:
         flip: Mirror each image left to right with probability 1/2, drawn from (seed, n, row).
         rows: This host's rows of the global batch, as a slice or as their indices.
 
-    >>> from jaxdiff.training.sources import MemorySource
+    >>> from jaxdiff.data.sources import MemorySource
     >>> source = MemorySource(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32), 10, set())
     >>> whole, half = Batches(source, 0, 4), Batches(source, 0, 4, rows=slice(2, 4))
     >>> whole[7]["label"][2:].tolist() == half[7]["label"].tolist(), half[7]["row"].tolist()

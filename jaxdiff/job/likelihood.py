@@ -15,8 +15,8 @@ from jaxdiff import schedules
 from jaxdiff.denoisers import Denoiser, static_threshold
 from jaxdiff.diffusion import Recipe, denoiser, whole
 from jaxdiff.evaluation.likelihood import bound_bits, flow_bits
+from jaxdiff.parallel import put
 from jaxdiff.samplers import sample_keys
-from jaxdiff.training.parallel import put
 
 
 def build_bits(recipe: Recipe, kind: str, batch_size: int, mesh: Mesh) -> Callable[..., Float[np.ndarray, " n"]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from jaxdiff.config import Config, flat, validate
 from jaxdiff.errors import UserError, command
-from jaxdiff.places import Place, expanded
 from jaxdiff.schema import decode, encode, nearest
+from jaxdiff.storage import Place, expanded
 
 _MAX_BYTES = 1 << 16  # of config.json
 
@@ -173,6 +173,8 @@ def _check_plugins(content: Any) -> None:
 
 def _migrated(content: Any) -> Any:
     """What jaxdiff 0.1 wrote, in the fields of today."""
+    if isinstance(content, dict) and isinstance(model := content.get("model"), dict):
+        content = {**content, "model": {key: value for key, value in model.items() if key != "winograd"}}
     if isinstance(content, dict) and isinstance(old := content.get("consistency"), dict):
         content = {key: value for key, value in content.items() if key != "consistency"}
         if old.get("start"):

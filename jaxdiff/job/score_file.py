@@ -10,8 +10,8 @@ import jax
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.scores import Bits, Score, identity
 from jaxdiff.pictures import write_whole
-from jaxdiff.places import Place
 from jaxdiff.schema import decode
+from jaxdiff.storage import Place
 
 _KINDS: dict[str, type] = {"scores": Score, "bits": Bits}
 

@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.arguments import options_field
+from jaxdiff.assembly.recipe import conditioner_of, make_method, make_recipe
 from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.config import Config, Sampling, flat, validate
-from jaxdiff.config_files import read_run
+from jaxdiff.config.arguments import options_field
+from jaxdiff.config.files import read_run
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
 from jaxdiff.errors import UserError
@@ -23,14 +24,12 @@ from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
 from jaxdiff.keys import purpose_key
-from jaxdiff.places import Place, check_writable, place
-from jaxdiff.recipe import conditioner_of, make_method, make_recipe
+from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schema import Options
+from jaxdiff.storage import Place, check_writable, place
 from jaxdiff.times import time_grid
-from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
-from jaxdiff.training.parallel import make_mesh
 from jaxdiff.training.snapshots import reconstruct
 
 SUFFIXES = {"": "a folder", ".png": "a grid", ".npz": "arrays", ".gif": "an animated trajectory"}
