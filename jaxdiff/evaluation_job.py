@@ -34,6 +34,7 @@ from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.parallel import make_mesh
 from jaxdiff.training.sources import Source, open_dataset
+from jaxdiff.workdir import class_numbering
 
 LEAST = 100
 """Samples of which distances are measured at all."""
@@ -98,7 +99,10 @@ class Evaluation:
     def _open(self, split: str, path: str | None) -> Source:
         data = self._data
         path = path or (None if self._arguments.data_name else data.path)
-        return open_dataset(data.name, path, split, data.resize, data.on_error)
+        workdir, classes = self._arguments.workdir, self._config.model.num_classes
+        numbering = class_numbering(workdir, data.name) if classes else "natural"
+        where = data.name, path, split, data.resize, data.on_error, data.background, data.allow_empty
+        return open_dataset(*where, numbering)
 
     def _test_images(self) -> Source | None:
         """The test split, or what --test-path names; a folder has no splits."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,7 +33,7 @@ from jaxdiff.training.sources import Source, open_dataset
 from jaxdiff.training.state import TrainState
 from jaxdiff.training.stopping import StopRequest
 from jaxdiff.training.storage_faults import kind, reason, remedy
-from jaxdiff.workdir import check_workdir, owned
+from jaxdiff.workdir import check_workdir, class_numbering, owned
 
 COLUMNS = 8  # of the picture grids
 
@@ -52,13 +53,14 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
-    place(config.workdir)  # before JAX's cache may open the same bucket
+    folder = place(config.workdir)  # before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(_leave) as stop:
         data = config.data
-        source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
+        where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
+        source = open_dataset(*where, class_numbering(folder, data.name))
         program = Program(config, source)
         processes.agree({"the data's fingerprint": source.fingerprint})
         try:
@@ -91,15 +93,14 @@ def _train(
         first = int(restored.step) if restored else 0
         if leads:
             pictures.write_whole(workdir / "config.json", to_json(config).encode())
+            _describe(source, workdir)
         processes.barrier("config.json is written")
         if not (workdir / "config.json").exists():
             raise UserError(f"{workdir} is not the folder that process 0 has; it must lie on storage that all share")
         log = stack.enter_context(contextlib.closing(Log(workdir, first))) if leads else None
         rows = parallel.local_rows(program.mesh, train.batch_size)
         batches = Batches(source, config.seed, train.batch_size, config.data.flip, rows)
-        substitutes = (
-            _Substitutes(source, meta.get("substituted", ())) if config.data.on_error == "substitute" else None
-        )
+        substitutes = _Substitutes(source, meta.get("substituted", ())) if config.data.on_error != "stop" else None
         ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
         ahead = substitutes.counted(ahead, first) if substitutes else ahead
         every = train.checkpoint_every, train.sample_every, train.steps_per_call
@@ -127,6 +128,7 @@ def _train(
             if snapshots and step % train.checkpoint_every == 0:
                 snapshots.take(state)
             about = {"shape": list(source.shape), "num_classes": source.num_classes}
+            about["class_names"] = list(source.about.class_names)
             about |= {"fingerprint": source.fingerprint, "skipped": skipped, "substituted": sorted(source.substituted)}
             if log:
                 log.upload()
@@ -165,6 +167,16 @@ def _train(
     if done < train.steps:
         return 75, _stopped(stop, done, train.steps, workdir)
     return 0, _closing(workdir, train.steps, done - first, clock.totals())
+
+
+def _describe(source: Source, workdir: Place) -> None:
+    """Writes what the data turned out to be into data.json, and says what is worth to know of it."""
+    about = source.about
+    facts = {"images": len(source), "shape": source.shape, **about._asdict()}
+    pictures.write_whole(workdir / "data.json", (json.dumps(facts, indent=2) + "\n").encode())
+    left_out = f"{len(about.left_out)} corrupt images are left out, all in {workdir / 'data.json'}; the first:"
+    for note in (*about.notes, *(f"{left_out} {line}" for line in about.left_out[:1])):
+        report(f"note: {note}")
 
 
 def _new_state(program: Program) -> TrainState:

@@ -78,7 +78,7 @@ class Records(Protocol):
         ...
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> Sequence[str]:
         """What whoever reads them should know."""
         ...
 
@@ -287,7 +287,7 @@ class IdxRecords:
 
     num_classes = 10
     class_names: tuple[str, ...] = ()
-    notes: list[str] = []  # noqa: RUF012
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str, split: str):
         if split not in ("train", "test"):
@@ -357,7 +357,7 @@ class TfdsRecords:
     TFDS hands over the encoded bytes, and the images are decoded here, bounded like any other.
     """
 
-    notes: list[str] = []  # noqa: RUF012
+    notes: tuple[str, ...] = ()
 
     def __init__(self, builder: Any, split: str):
         import tensorflow_datasets as tfds

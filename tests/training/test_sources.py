@@ -350,7 +350,7 @@ def test_classes_of_other_names_are_refused_with_the_names(tmp_path):
     path = _twelve(tmp_path, ("1", "2", "4"))
     with pytest.raises(UserError, match=r"not those of the run: 4 not of the run, 3 missing$"):
         open_dataset("folder", path, numbering=("1", "2", "3"))
-    with pytest.raises(UserError, match="4 not of the run$"):
+    with pytest.raises(UserError, match=r"4 not of the run$"):
         open_dataset("folder", path, numbering=("1", "2"))
     source = open_dataset("folder", path, numbering=("1", "2", "3", "4"), allow_empty=True)
     assert source.num_classes == 4 and _all(source)[1].tolist() == [0, 1, 3]
@@ -358,7 +358,7 @@ def test_classes_of_other_names_are_refused_with_the_names(tmp_path):
 
 def test_class_names_of_a_tfds_data_set(tmp_path):
     assert open_dataset("digits", str(tmp_path)).about.class_names == tuple("0123456789")
-    with pytest.raises(UserError, match="the classes of digits are not those of the run: 0, 1.* one missing"):
+    with pytest.raises(UserError, match=r"the classes of digits are not those of the run: 0, 1.* one missing"):
         open_dataset("digits", str(tmp_path), numbering=("one",))
 
 
