@@ -65,20 +65,6 @@ def grid(images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = No
     return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def read_image(path: Place, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """A picture as bytes of so many channels, 1 (grey), 3 or 4.
-
-    Raises:
-      UserError: it is no picture that we read, or there is none.
-    """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "WEBP")) as image:
-            image = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from None
-    return image if image.ndim == 3 else image[..., None]
-
-
 def enlarged(images: UInt8[np.ndarray, "n h w c"], scale: int) -> UInt8[np.ndarray, "n H W c"]:
     """Each pixel as a square of scale x scale."""
     return images.repeat(scale, axis=1).repeat(scale, axis=2)

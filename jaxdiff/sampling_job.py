@@ -32,6 +32,7 @@ from jaxdiff.schema import Options
 from jaxdiff.times import time_grid
 from jaxdiff.training import processes
 from jaxdiff.training.checkpoints import restore_with_meta
+from jaxdiff.training.decoding import decode_image, open_image
 from jaxdiff.training.parallel import make_mesh
 from jaxdiff.training.snapshots import reconstruct
 from jaxdiff.workdir import class_names
@@ -264,19 +265,28 @@ def _given(request: Request, opened: Opened, num: int) -> tuple[dict[str, Any], 
     """
     assert request.init_image is not None
     h, w, c = opened.recipe.codec.image_shape(opened.recipe.shape)
-    image = pictures.read_image(request.init_image, c)
+    image = _read_image(request.init_image, c)
     if image.shape[:2] != (h, w):
         raise UserError(f"--init-image {request.init_image} is {image.shape[1]}x{image.shape[0]}; it must be {w}x{h}")
     given: dict[str, Any] = {"images": np.repeat(image[None], num, axis=0)}
     strength = request.strength
     if request.mask is not None:
-        mask = pictures.read_image(request.mask, 1)
+        mask = _read_image(request.mask, 1)
         if mask.shape[:2] != (h, w):
             raise UserError(f"--mask {request.mask} is {mask.shape[1]}x{mask.shape[0]}; it must be {w}x{h}")
         given["mask"] = np.repeat(mask[None] < 128, num, axis=0)  # white is drawn anew, black stays
     if not 0 < strength <= 1:
         raise UserError(f"--strength {strength} must lie in 0..1, above 0: 1 draws anew, little stays near the image")
     return given, opened.method._replace(times=strength_times(opened.method.times, strength))
+
+
+def _read_image(path: Place, channels: int) -> np.ndarray:
+    """A picture as a data set's would be read: upright, transparent parts on white."""
+    try:
+        file = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a picture: {error.strerror}") from None
+    return decode_image(open_image(file, str(path)), str(path), channels)
 
 
 def weak_params(config: Config, sampling: Sampling, workdir: Place, state: Any, sharding: Any = None) -> Any:
