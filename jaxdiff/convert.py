@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxdiff import parallel
+from jaxdiff.assembly.recipe import optimizer_of
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make_schedule, validate
 from jaxdiff.config.files import read_run, to_json
 from jaxdiff.errors import UserError

@@ -1,20 +1,33 @@
-"""Arrays to pictures: PNG grids, folders of PNGs, and the walk from noise to image as a sheet or a GIF.
+"""Arrays to pictures: grids, single files in PNG, JPEG or WebP, and the walk from noise to image as a sheet or a GIF.
 
 Images are uint8 [n, h, w, c] with c = 1 (grey), 3 (RGB) or 4 (RGBA). Every file is written beside its place
 and renamed into it, so that a reader never sees half a picture.
 """
 
+import contextlib
 import io
+import itertools
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from jaxdiff.errors import UserError
 from jaxdiff.storage import Place, write_whole
 
 _GAP = 2  # white pixels around each image
 _MIN_SIDE = 32  # smaller images are enlarged by a whole factor to at least this
+FORMATS = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+}
+"""Pillow's format, and its options, by the ending of a file's name."""
+_LARGEST_SIDE = {"PNG": 2**16, "JPEG": 65500, "WEBP": 16383}
+_MAX_PIXELS = 2**28  # of one picture
 
 
 def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -26,12 +39,13 @@ def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     return np.clip(np.rint((np.asarray(x, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def grid(images: UInt8[np.ndarray, "n h w c"], rows: int) -> UInt8[np.ndarray, "H W c"]:
+def grid(images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = None) -> UInt8[np.ndarray, "H W c"]:
     """One picture of all images: image i stands in row i % rows, so classes that are cycled make the rows.
 
     Args:
       images: uint8 [n, h, w, c], n >= 1; those under 32 pixels are enlarged by a whole factor.
       rows: number of rows, >= 1; columns follow, and cells without an image are white.
+      scale: what to enlarge images by instead, each pixel a square.
 
     Returns:
       uint8 [H, W, c].
@@ -41,35 +55,82 @@ def grid(images: UInt8[np.ndarray, "n h w c"], rows: int) -> UInt8[np.ndarray, "
     """
     n, h, w, c = images.shape
     columns = -(-n // rows)
-    scale = -(-_MIN_SIDE // min(h, w))
+    enlarge = scale or -(-_MIN_SIDE // min(h, w))
     cells = np.full((columns * rows, h, w, c), 255, np.uint8)
     cells[:n] = images
-    cells = cells.repeat(scale, axis=1).repeat(scale, axis=2)
+    cells = enlarged(cells, enlarge)
     cells = np.pad(cells, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
     cells = cells.reshape(columns, rows, *cells.shape[1:]).transpose(1, 2, 0, 3, 4)
     picture = cells.reshape(rows * cells.shape[1], -1, c)
     return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def read_image(path: Place, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """A picture as bytes of so many channels, 1 (grey), 3 or 4.
+def enlarged(images: UInt8[np.ndarray, "n h w c"], scale: int) -> UInt8[np.ndarray, "n H W c"]:
+    """Each pixel as a square of scale x scale."""
+    return images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def check_size(ending: str, num: int, rows: int, shape: tuple[int, ...], scale: int | None) -> None:
+    """Refuses a grid that its format or the memory cannot hold, before its num images are drawn; rows of 0: no grid.
 
     Raises:
-      UserError: it is no picture that we read, or there is none.
+      UserError: how large it would be, and what is held.
+
+    >>> check_size(".webp", 1, 0, (256, 256, 3), 100)
+    Traceback (most recent call last):
+    ...
+    jaxdiff.errors.UserError: a picture of 25600 x 25600; WEBP has up to 16383 a side and 268435456 in all
     """
-    try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "WEBP")) as image:
-            image = np.asarray(image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from None
-    return image if image.ndim == 3 else image[..., None]
+    scale = scale or (-(-_MIN_SIDE // min(shape[:2])) if rows else 1)
+    columns, gap = (-(-num // rows), _GAP) if rows else (1, 0)
+    height, width = (
+        (scale * side + gap) * count + gap for side, count in zip(shape[:2], (rows or 1, columns), strict=True)
+    )
+    form = FORMATS[ending][0]
+    if max(height, width) > _LARGEST_SIDE[form] or height * width > _MAX_PIXELS:
+        held = f"{form} has up to {_LARGEST_SIDE[form]} a side and {_MAX_PIXELS} in all"
+        raise UserError(f"a picture of {width} x {height}; {held}")
+
+
+def write_picture(path: Place, image: UInt8[np.ndarray, "h w c"], text: Mapping[str, str] | None = None) -> None:
+    """Writes one image [h, w, c] in the format of the path's ending, making the folders above it.
+
+    Args:
+      path: ends in one of FORMATS, in large or small letters.
+      image: the pixels.
+      text: what a PNG says of itself; the others say nothing.
+    """
+    form, options = FORMATS[path.suffix.lower()]
+    if text and form == "PNG":
+        options = {"pnginfo": (info := PngInfo())}
+        for name, value in text.items():
+            info.add_text(name, _printable(value))
+    buffer = io.BytesIO()
+    _pil(image).save(buffer, format=form, **options)
+    write_whole(path, buffer.getvalue())
 
 
 def write_png(path: Place, image: UInt8[np.ndarray, "h w c"]) -> None:
     """Writes one image [h, w, c] as PNG, making the folders above it."""
-    buffer = io.BytesIO()
-    _pil(image).save(buffer, format="PNG")
-    write_whole(path, buffer.getvalue())
+    write_picture(path, image)
+
+
+def vacant(path: Place, text: Mapping[str, str]) -> Place:
+    """The path, or path_2, path_3, ...: the first at which there is no picture that says other things of itself."""
+    wanted = {name: _printable(value) for name, value in text.items()}
+    numbered = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], numbered) if not place.exists() or _text(place) == wanted)
+
+
+def _text(path: Place) -> dict[str, str] | None:
+    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(path.read_bytes())) as image:
+        return dict(getattr(image, "text", {}))
+    return None
+
+
+def _printable(text: str) -> str:
+    """With a question mark for what is no character, such as a byte of a path in another encoding."""
+    return text.encode(errors="replace").decode()
 
 
 def trajectory_sheet(

@@ -54,7 +54,11 @@ class SampleArguments(Processes):
     trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
     """Draw the walk from noise to image instead: x_t and the x_0 estimate."""
     out: FileName = ""
-    """FILE.png (a grid), FILE.npz (arrays), a folder (single PNGs); with --trajectory FILE.png or FILE.gif."""
+    """FILE.png, .jpg, .webp (a grid), FILE.npz (arrays), a folder (single images); a trajectory: FILE.png or .gif."""
+    format: Literal["png", "jpg", "webp"] | None = None
+    """Of the single images in a folder; default png, which also holds how each was drawn."""
+    scale: int | None = None
+    """Enlarge images so many times, pixels as squares; default in a grid: to at least 32 pixels a side."""
     prompt: str | None = None
     """A text to make images of."""
     negative_prompt: str = ""

@@ -38,8 +38,12 @@ class Data:
     """Mirror images left to right at random."""
     resize: Annotated[int | tuple[int, int] | None, Between(1, 4096)] = None
     """Bring images to this many pixels a side, or height and width; None keeps their size, then one for all."""
-    on_error: Literal["stop", "substitute"] = "stop"
-    """What a corrupt image does: stop the run with its name, or give its place to the next good one."""
+    on_error: Literal["stop", "substitute", "skip"] = "stop"
+    """What corrupt images do: stop the run with their names, give their place to the next good one, or be left out."""
+    background: str = "white"
+    """Colour that transparent images are laid on: a name such as white, or #rrggbb."""
+    allow_empty: bool = False
+    """Let a class folder hold no images, and keep its number."""
 
 
 @dataclasses.dataclass(frozen=True)

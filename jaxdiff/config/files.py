@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "workdir",
     "data.path",  # the data's own fingerprint is compared instead
     "data.on_error",
+    "data.allow_empty",
     "train.steps",
     "train.steps_per_call",
     "train.checkpoint_every",

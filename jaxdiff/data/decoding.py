@@ -25,6 +25,7 @@ MAX_PIXELS = 2**26
 """The largest image that is decoded (8,192 x 8,192): a 20 KB PNG can claim gigabytes."""
 
 Colour = tuple[int, int, int]
+Size = tuple[int, int]  # (height, width)
 WHITE: Colour = (255, 255, 255)
 
 # Pillow's modes and the channels they are trained with: a palette is colour.
@@ -119,7 +120,7 @@ def is_animated(image: Image.Image) -> bool:
 
 
 def decode_image(
-    image: Image.Image, name: str, channels: int, resize: int | None = None, background: Colour = WHITE
+    image: Image.Image, name: str, channels: int, resize: Size | None = None, background: Colour = WHITE
 ) -> UInt8[np.ndarray, "h w channels"]:
     """Decodes an opened image to grey (1) or RGB (3), whatever its own mode.
 
@@ -127,8 +128,8 @@ def decode_image(
         image: From `open_image`.
         name: How errors call it.
         channels: 1 or 3.
-        resize: None, or the side of the square that is cut from the centre after the shorter side was scaled
-            to it (Pillow's bicubic filter, which widens with the scale and so does not alias).
+        resize: None, or (height, width) of what is cut from the centre after the image was scaled to cover it
+            (Pillow's bicubic filter, which widens with the scale and so does not alias).
         background: What transparent parts are laid on (its grey where channels is 1).
 
     Returns:
@@ -153,8 +154,8 @@ def decode_image(
         raise _damaged(name, "a damaged image", error) from error
     if turn is not None:
         image = image.transpose(turn)
-    if resize is not None and image.size != (resize, resize):
-        image = ImageOps.fit(image, (resize, resize), method=Image.Resampling.BICUBIC)
+    if resize is not None and image.size != (resize[1], resize[0]):
+        image = ImageOps.fit(image, (resize[1], resize[0]), method=Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 

@@ -21,7 +21,9 @@ class Expected(NamedTuple):
 _OWN = {"digits": Expected((8, 8, 1), 10), "fashion_mnist": Expected((28, 28, 1), 10)}
 
 
-def expect_dataset(name: str, path: str | None = None, split: str = "train", resize: int | None = None) -> Expected:
+def expect_dataset(
+    name: str, path: str | None = None, split: str = "train", resize: int | tuple[int, int] | None = None
+) -> Expected:
     """What `open_dataset` would give: from TFDS's description of a data set, prepared or not; a folder is looked at.
 
     Raises:
@@ -30,9 +32,10 @@ def expect_dataset(name: str, path: str | None = None, split: str = "train", res
     >>> expect_dataset("imagenet_resized/64x64")
     Expected(shape=(64, 64, 3), num_classes=1000)
     """
+    size = (resize, resize) if isinstance(resize, int) else resize
     if name in _OWN:
         shape, num_classes = _OWN[name]
-        return Expected((resize, resize, 1) if resize else shape, num_classes)
+        return Expected((*size, 1) if size else shape, num_classes)
     if name == "folder":
         source = open_dataset(name, path, split, resize)
         return Expected(source.shape, source.num_classes)
@@ -45,8 +48,7 @@ def expect_dataset(name: str, path: str | None = None, split: str = "train", res
         raise
     features = dict(info.features)
     h, w, c = features["image"].shape
-    if resize:
-        h = w = resize
+    h, w = size or (h, w)
     if not (h and w and c):
         raise UserError(f"data.name: the images of {name} have no common size; set data.resize to a side in pixels")
     label = features.get("label")

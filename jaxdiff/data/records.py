@@ -17,7 +17,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxdiff.data.decoding import WHITE, Colour, CorruptImageError, decode_image, is_animated, open_image, shape_of
+from jaxdiff.data.decoding import (
+    WHITE,
+    Colour,
+    CorruptImageError,
+    Size,
+    decode_image,
+    is_animated,
+    open_image,
+    shape_of,
+)
 from jaxdiff.errors import UserError
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
@@ -70,7 +79,7 @@ class Records(Protocol):
         ...
 
     @property
-    def notes(self) -> list[str]:
+    def notes(self) -> Sequence[str]:
         """What whoever reads them should know."""
         ...
 
@@ -89,7 +98,7 @@ class Records(Protocol):
         ...
 
     def read(
-        self, index: int, channels: int, resize: int | None, background: Colour = WHITE
+        self, index: int, channels: int, resize: Size | None, background: Colour = WHITE
     ) -> tuple[UInt8[np.ndarray, "h w channels"], int]:
         """A record's pixels and label. Raises CorruptImageError."""
         ...
@@ -179,7 +188,9 @@ class FolderRecords:
                 self._animated.add(self._paths[index])
             return shape
 
-    def read(self, index: int, channels: int, resize: int | None, background: Colour = WHITE) -> tuple[np.ndarray, int]:
+    def read(
+        self, index: int, channels: int, resize: Size | None, background: Colour = WHITE
+    ) -> tuple[np.ndarray, int]:
         """Pixels and label."""
         with self._open(index) as file, open_image(file, self.name(index)) as image:
             return decode_image(image, self.name(index), channels, resize, background), self._labels[index]
@@ -279,7 +290,7 @@ class IdxRecords:
 
     num_classes = 10
     class_names: tuple[str, ...] = ()
-    notes: list[str] = []  # noqa: RUF012
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str, split: str):
         if split not in ("train", "test"):
@@ -311,7 +322,9 @@ class IdxRecords:
         del index
         return self.images.shape[1:]
 
-    def read(self, index: int, channels: int, resize: int | None, background: Colour = WHITE) -> tuple[np.ndarray, int]:
+    def read(
+        self, index: int, channels: int, resize: Size | None, background: Colour = WHITE
+    ) -> tuple[np.ndarray, int]:
         """Pixels and label."""
         del background
         image = Image.fromarray(self.images[index, ..., 0])
@@ -349,7 +362,7 @@ class TfdsRecords:
     TFDS hands over the encoded bytes, and the images are decoded here, bounded like any other.
     """
 
-    notes: list[str] = []  # noqa: RUF012
+    notes: tuple[str, ...] = ()
 
     def __init__(self, builder: Any, split: str):
         import tensorflow_datasets as tfds
@@ -395,7 +408,9 @@ class TfdsRecords:
         """Height, width and channels from the record's image header."""
         return shape_of(open_image(io.BytesIO(self._source[self._kept[index]]["image"]), self.name(index)))
 
-    def read(self, index: int, channels: int, resize: int | None, background: Colour = WHITE) -> tuple[np.ndarray, int]:
+    def read(
+        self, index: int, channels: int, resize: Size | None, background: Colour = WHITE
+    ) -> tuple[np.ndarray, int]:
         """Pixels and label."""
         example = self._source[self._kept[index]]
         image = open_image(io.BytesIO(example["image"]), self.name(index))

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxdiff.data.decoding import Colour, CorruptImageError, colour
+from jaxdiff.data.decoding import Colour, CorruptImageError, Size, colour
 from jaxdiff.data.records import (
     FolderRecords,
     IdxRecords,
@@ -20,6 +20,7 @@ from jaxdiff.data.records import (
     open_tfds,
 )
 from jaxdiff.errors import UserError
+from jaxdiff.family import Family
 
 MEMORY_LIMIT = 2 * 2**30
 """Data sets of up to so many bytes of pixels are decoded once and held in memory (2 GiB)."""
@@ -48,12 +49,15 @@ class About(NamedTuple):
 
 _NOTHING = About()
 
+DATASETS = Family("data set", {"digits": open_digits, "fashion_mnist": IdxRecords, "folder": FolderRecords})
+"""By name; any other name is one of TFDS."""
+
 
 def open_dataset(
     name: str,
     path: str | None = None,
     split: str = "train",
-    resize: int | None = None,
+    resize: int | tuple[int, int] | None = None,
     on_error: OnError = "stop",
     background: str = "white",
     allow_empty: bool = False,
@@ -68,7 +72,7 @@ def open_dataset(
         path: Folder of the images or idx files, or TFDS's data_dir; empty for the default one (`folder` has
             none).
         split: `train` or `test`; what TFDS understands where TFDS reads.
-        resize: None, or the side of the square every image is brought to: shorter side scaled to it (bicubic,
+        resize: None, or (height, width), or the side of a square: every image is scaled to cover it (bicubic,
             antialiased), then the centre. Grey and colour images become colour where both occur.
         on_error: What a corrupt image does: `stop` with the names of all that are found; `substitute` the next
             good record for it, the same one every time, for up to SUBSTITUTE_LIMIT of all; or `skip` it, as if it
@@ -85,17 +89,13 @@ def open_dataset(
         UserError: If the data set is unknown, missing, empty, mixed, or corrupt beyond what on_error allows.
     """
     path, laid_on = path or "", colour(background)
-    if name == "digits":
-        records: Records = open_digits(path, split)
-    elif name == "fashion_mnist":
-        records = IdxRecords(path, split)
-    elif name == "folder":
-        records = FolderRecords(path, split, allow_empty, numbering)
-    else:
-        records = open_tfds(name, path, split)
+    given = {"allow_empty": allow_empty, "numbering": numbering}
+    own = name in DATASETS.members
+    records: Records = DATASETS.build(name, {}, path, split, **given) if own else open_tfds(name, path, split)
     if isinstance(numbering, tuple) and records.class_names not in ((), numbering):
         strange, missing = set(records.class_names) - set(numbering), set(numbering) - set(records.class_names)
         check_class_names(name, sorted(strange), sorted(missing))
+    resize = (resize, resize) if isinstance(resize, int) else resize
     if isinstance(records, IdxRecords) and resize is None:
         return MemorySource(records.images, records.labels, records.num_classes, set())
     shape, errors = _survey(records, resize, on_error)
@@ -160,7 +160,7 @@ class RecordSource:
         self,
         records: Records,
         shape: tuple[int, int, int],
-        resize: int | None,
+        resize: Size | None,
         on_error: OnError,
         background: Colour,
     ):
@@ -242,9 +242,9 @@ class RecordSource:
 Source = MemorySource | RecordSource
 
 
-def _survey(records: Records, resize: int | None, on_error: OnError) -> tuple[tuple[int, int, int], dict[int, str]]:
+def _survey(records: Records, resize: Size | None, on_error: OnError) -> tuple[tuple[int, int, int], dict[int, str]]:
     """The shape all images will have, and the records that are no images, from headers alone."""
-    height, width, channels = resize or records.shape[0], resize or records.shape[1], records.shape[2]
+    height, width, channels = (*(resize or records.shape[:2]), records.shape[2])
     if height and width and channels:
         return (height, width, channels), {}
     shapes: dict[tuple[int, int, int], str] = {}
@@ -257,12 +257,12 @@ def _survey(records: Records, resize: int | None, on_error: OnError) -> tuple[tu
     if len(shapes) != 1:
         _judge(errors, len(records), on_error)
     if resize is not None:
-        return (resize, resize, max(channels for _, _, channels in shapes)), errors
+        return (*resize, max(channels for _, _, channels in shapes)), errors
     if len(shapes) > 1:
         (one, one_name), (other, other_name) = list(shapes.items())[:2]
         raise UserError(
             f"images of {len(shapes)} sizes or channel counts: {one_name} is {_words(one)}, {other_name} is "
-            f"{_words(other)}; set data.resize to the side of the squares to train on"
+            f"{_words(other)}; set data.resize to the side of the squares to train on, or to height and width"
         )
     return next(iter(shapes)), errors
 

@@ -30,6 +30,7 @@ from jaxdiff.evaluation.measure import BLOCK, measure
 from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
+from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.storage import check_writable
@@ -98,7 +99,10 @@ class Evaluation:
     def _open(self, split: str, path: str | None) -> Source:
         data = self._data
         path = path or (None if self._arguments.data_name else data.path)
-        return open_dataset(data.name, path, split, data.resize, data.on_error)
+        workdir, classes = self._arguments.workdir, self._config.model.num_classes
+        numbering = class_numbering(workdir, data.name) if classes else "natural"
+        where = data.name, path, split, data.resize, data.on_error, data.background, data.allow_empty
+        return open_dataset(*where, numbering)
 
     def _test_images(self) -> Source | None:
         """The test split, or what --test-path names; a folder has no splits."""

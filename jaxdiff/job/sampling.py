@@ -1,9 +1,12 @@
 """Drawing samples, from a run or from a Stable Diffusion folder alike."""
 
 import dataclasses
+import difflib
 import io
+import mimetypes
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,12 +20,14 @@ from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.config import Config, Sampling, flat, validate
 from jaxdiff.config.arguments import options_field
 from jaxdiff.config.files import read_run
+from jaxdiff.data.decoding import decode_image, open_image
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
+from jaxdiff.job.workdir import class_names
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.samplers import SAMPLERS
@@ -32,7 +37,8 @@ from jaxdiff.times import time_grid
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.snapshots import reconstruct
 
-SUFFIXES = {"": "a folder", ".png": "a grid", ".npz": "arrays", ".gif": "an animated trajectory"}
+SUFFIXES = {"": "a folder", **dict.fromkeys(pictures.FORMATS, "a grid")}
+SUFFIXES |= {".npz": "arrays", ".gif": "an animated trajectory"}
 WALKS = 4  # samples in a trajectory, unless --num says otherwise
 GUIDANCE, STEPS = 7.5, 50  # of a Stable Diffusion folder, unless the request says otherwise, as in diffusers
 
@@ -59,6 +65,8 @@ class Request:
     batch_size: int | None = None
     trajectory: bool = False
     out: Place | None = None
+    format: Literal["png", "jpg", "webp"] | None = None
+    scale: int | None = None
     prompt: str | None = None
     negative_prompt: str = ""
     init_image: Place | None = None
@@ -81,8 +89,10 @@ class Opened(NamedTuple):
       away: what guidance goes away from; None: the null cond.
       weak: parameters of autoguidance's worse model, if any.
       what: the model in the closing line, such as "step 500".
-      name: of the default file, without its suffix.
+      name: of the default file.
       how: sampler and steps, for the closing line.
+      text: what PNGs say of themselves.
+      class_names: by number; () where there are none.
       notes: lines to print.
       rows: of a grid; 0 for about a square.
     """
@@ -96,6 +106,8 @@ class Opened(NamedTuple):
     what: str
     name: Place
     how: str
+    text: dict[str, str]
+    class_names: Sequence[str]
     notes: tuple[str, ...]
     rows: int
 
@@ -112,12 +124,13 @@ def draw(request: Request) -> tuple[int, str]:
     batch_size = request.batch_size if request.batch_size is not None else 4 if is_pipeline else 64
     check_numbers(request, num, batch_size)
     if request.out is not None:
-        check_out(request.out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
+        check_out(request, request.out, num)
     mesh = make_mesh()
     opened = (open_pipeline if is_pipeline else open_run)(request, num, NamedSharding(mesh, PartitionSpec()))
     recipe, method = opened.recipe, opened.method
     out = request.out or opened.name
-    check_out(out, (".png", ".gif") if request.trajectory else ("", ".png", ".npz"), num)
+    check_out(request, out, num)
+    check_size(request, out, num, opened.rows, recipe.codec.image_shape(recipe.shape))
     given: dict[str, Any] = {}
     if request.init_image is not None:
         given, method = _given(request, opened, num)
@@ -133,11 +146,17 @@ def draw(request: Request) -> tuple[int, str]:
     seconds = time.perf_counter() - start
     if jax.process_index():
         return 0, ""
+    text = {**opened.text, "seed": str(request.seed), "num": str(num)}
+    if request.init_image is not None:
+        text |= {"init_image": str(request.init_image), "strength": f"{request.strength:g}"}
+        text |= {} if request.mask is None else {"mask": str(request.mask)}
+    out = out if request.out else pictures.vacant(out, text)
     if request.trajectory:
         times = method.times[: int(np.count_nonzero(np.diff(method.times))) + 1]
-        _write_trajectory(out, drawn[1], times)
+        _write_trajectory(out, drawn[1], times, text)
     else:
-        write_images(out, pictures.to_uint8(drawn), opened.batch.get("label"), opened.rows)
+        labels = opened.batch.get("label")
+        write_images(request, out, pictures.to_uint8(drawn), text, labels, opened.rows, opened.class_names)
     notes = [f"note: {note}" for note in opened.notes]
     return 0, "\n".join([*notes, f"{num} samples of {opened.what} ({opened.how}, {seconds:.1f} s) in {out}"])
 
@@ -155,7 +174,8 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
         if getattr(request, option):
             named = option.replace("_", "-")
             raise UserError(f"--{named}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
-    conditioner = CONDITIONERS.build(*conditioner_of(config))
+    names = class_names(request.workdir) or ()
+    conditioner = CONDITIONERS.build(*conditioner_of(config, names))
     batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
     method = make_method(config, sampling, trajectory=request.trajectory)
     state, meta = restore_with_meta(request.workdir, sharding=sharding)
@@ -164,11 +184,14 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
         params = reconstruct(request.workdir, state, config.train.posthoc_ema, request.ema, sharding)
     weak = weak_params(config, sampling, request.workdir, state, sharding)
     recipe = make_recipe(config, image_shape(meta))
-    kind = "walk" if request.trajectory else "samples"
-    name = request.workdir / "samples" / f"{kind}_{sampling.sampler}{sampling.steps}_seed{request.seed}.png"
+    text = {"run": str(request.workdir), "step": str(int(state.step))} | _described(vars(sampling))
+    text |= {} if request.ema is None else {"ema": f"{request.ema:g}"}
+    text |= {"classes": ", ".join(request.classes)} if request.classes else {}
     rows = len(request.classes) or conditioner.groups
     how = f"{sampling.sampler}, {sampling.steps} steps"
-    return Opened(recipe, params, method, batch, None, weak, f"step {int(state.step)}", name, how, (), rows)
+    name = request.workdir / "samples" / _file_name(request, f"{sampling.sampler}{sampling.steps}")
+    what = f"step {int(state.step)}"
+    return Opened(recipe, params, method, batch, None, weak, what, name, how, text, names, (), rows)
 
 
 def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened:
@@ -216,9 +239,15 @@ def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened
     lost = [rest for text in texts if (rest := pipeline.tokenizer.dropped(text, pipeline.max_tokens))]
     notes = [*(f"beyond {pipeline.max_tokens} tokens, and not used: {rest}" for rest in lost), *pipeline.notes]
     batch, away = (recipe.conditioner.parse([text], num) for text in texts)
-    name = Path(f"samples_{scheduler.method}{steps}_seed{request.seed}.png")
+    name = Path(_file_name(request, f"{scheduler.method}{steps}"))
     how = f"{scheduler.method}, {steps} steps, guidance {guidance:g}"
-    return Opened(recipe, pipeline.unet.params, method, batch, away, None, str(folder), name, how, tuple(notes), 0)
+    text = {"prompt": request.prompt, "negative_prompt": request.negative_prompt, "run": str(folder)}
+    asked = ("eta", "guidance_rule", "spacing", "threshold", "height", "width", "dtype")
+    asked = {name: getattr(request, name) for name in asked} | {"sampler_options": dict(scheduler.options)}
+    options = {name: getattr(request, name) for name in map(options_field, ("guidance_rule", "spacing", "threshold"))}
+    text |= _described({"sampler": scheduler.method, "steps": steps, "guidance": guidance, **asked, **options})
+    opened = Opened(recipe, pipeline.unet.params, method, batch, away, None, str(folder), name, how, text, (), (), 0)
+    return opened._replace(notes=tuple(notes))
 
 
 def _parsed[T](parse: Callable[[], T], option: str) -> T:
@@ -236,19 +265,28 @@ def _given(request: Request, opened: Opened, num: int) -> tuple[dict[str, Any], 
     """
     assert request.init_image is not None
     h, w, c = opened.recipe.codec.image_shape(opened.recipe.shape)
-    image = pictures.read_image(request.init_image, c)
+    image = _read_image(request.init_image, c)
     if image.shape[:2] != (h, w):
         raise UserError(f"--init-image {request.init_image} is {image.shape[1]}x{image.shape[0]}; it must be {w}x{h}")
     given: dict[str, Any] = {"images": np.repeat(image[None], num, axis=0)}
     strength = request.strength
     if request.mask is not None:
-        mask = pictures.read_image(request.mask, 1)
+        mask = _read_image(request.mask, 1)
         if mask.shape[:2] != (h, w):
             raise UserError(f"--mask {request.mask} is {mask.shape[1]}x{mask.shape[0]}; it must be {w}x{h}")
         given["mask"] = np.repeat(mask[None] < 128, num, axis=0)  # white is drawn anew, black stays
     if not 0 < strength <= 1:
         raise UserError(f"--strength {strength} must lie in 0..1, above 0: 1 draws anew, little stays near the image")
     return given, opened.method._replace(times=strength_times(opened.method.times, strength))
+
+
+def _read_image(path: Place, channels: int) -> np.ndarray:
+    """A picture as a data set's would be read: upright, transparent parts on white."""
+    try:
+        file = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a picture: {error.strerror}") from None
+    return decode_image(open_image(file, str(path)), str(path), channels)
 
 
 def weak_params(config: Config, sampling: Sampling, workdir: Place, state: Any, sharding: Any = None) -> Any:
@@ -286,6 +324,29 @@ def _sampling(base: Sampling, request: Request) -> Sampling:
     return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
 
 
+def _described(settings: dict[str, Any]) -> dict[str, str]:
+    """Settings in words, but for those that are not set."""
+    return {name: str(value) for name, value in settings.items() if value not in (None, {})}
+
+
+def _file_name(request: Request, how: str) -> str:
+    """Of the default file: what was asked for; `pictures.vacant` tells the rest apart."""
+    asked = {"eta": request.eta, "guidance": request.guidance, "ema": request.ema}
+    parts = ["walk" if request.trajectory else "samples"]
+    parts += [slug(text) for text in (request.prompt, " ".join(request.classes)) if text]
+    parts += [how, *(f"{name}{value:g}" for name, value in asked.items() if value is not None)]
+    return "_".join([*parts, f"seed{request.seed}.{request.format or 'png'}"])
+
+
+def slug(text: str) -> str:
+    """Words as part of a file's name.
+
+    >>> slug("A horse, on the moon!")
+    'a-horse-on-the-moon'
+    """
+    return re.sub(r"\W+", "-", text.lower())[:40].strip("-")
+
+
 def check_numbers(request: Request, num: int, batch_size: int) -> None:
     """Refuses numbers with which nothing can be drawn."""
     if num < 1 or batch_size < 1:
@@ -294,18 +355,48 @@ def check_numbers(request: Request, num: int, batch_size: int) -> None:
         raise UserError(f"--seed {request.seed} must lie in 0..{2**32 - 1}")
 
 
-def check_out(out: Place, legal: tuple[str, ...], num: int) -> None:
+def ending(out: Place) -> str:
+    """The ending that says what is to be written, in small letters; "" of a folder, such as w_1.5.
+
+    >>> from pathlib import Path
+    >>> [ending(Path(name)) for name in ("x.PNG", "w_1.5", "many", "x.pgn", "x.txt")]
+    ['.png', '', '', '.pgn', '.txt']
+    """
+    suffix = out.suffix.lower()
+    is_file = suffix in mimetypes.MimeTypes().types_map[True] or difflib.get_close_matches(suffix, SUFFIXES)
+    return suffix if is_file else ""
+
+
+def check_out(request: Request, out: Place, num: int) -> None:
     """Refuses a place where num samples cannot be written, before they are drawn."""
-    if out.suffix not in legal:
+    legal = (".png", ".gif") if request.trajectory else ("", *pictures.FORMATS, ".npz")
+    suffix = ending(out)
+    if suffix not in legal:
         kinds = ", ".join(f"{suffix or 'no suffix'} ({SUFFIXES[suffix]})" for suffix in legal)
         raise UserError(f"--out {out} must end in one of: {kinds}")
-    if out.suffix == "" and out.exists():
-        ours = {name for name, _ in _names(num, None)}
+    if request.scale is not None and (request.trajectory or suffix == ".npz" or not 1 <= request.scale <= 64):
+        raise UserError(f"--scale {request.scale} must lie in 1..64, and enlarges pictures: no arrays, no trajectory")
+    if request.format and request.out and suffix:
+        raise UserError(f"--format is for a folder of single images; --out {out} says what it is by its ending")
+    if suffix == "" and out.exists():
+        ours = {name for name, _ in _names(num, None, request.format)}
         others = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.is_dir() else [out.name]
         if others:
             raise UserError(f"--out {out} holds other files ({others[0]}); choose an empty or new folder")
     if jax.process_index() == 0:
-        check_writable(out if out.suffix else out / _names(1, None)[0][0], "--out")
+        check_writable(out if suffix else out / _names(1, None, request.format)[0][0], "--out")
+
+
+def check_size(request: Request, out: Place, num: int, rows: int, shape: tuple[int, ...]) -> None:
+    """Refuses pictures too large to be written, before they are drawn."""
+    suffix = ending(out)
+    if not request.trajectory and suffix != ".npz":
+        rows = _rows(num, rows) if suffix else 0
+        pictures.check_size(suffix or f".{request.format or 'png'}", num, rows, shape, request.scale)
+
+
+def _rows(num: int, rows: int) -> int:
+    return min(rows, num) or round(num**0.5)
 
 
 def image_shape(meta: dict[str, Any]) -> tuple[int, int, int]:
@@ -321,28 +412,50 @@ def image_shape(meta: dict[str, Any]) -> tuple[int, int, int]:
     return h, w, c
 
 
-def _names(num: int, images: Any) -> list[tuple[str, Any]]:
-    return [(f"{i:06}.png", None if images is None else images[i]) for i in range(num)]
+def _names(num: int, images: Any, form: str | None) -> list[tuple[str, Any]]:
+    return [(f"{i:06}.{form or 'png'}", None if images is None else images[i]) for i in range(num)]
 
 
-def write_images(out: Place, images: np.ndarray, labels: np.ndarray | None = None, rows: int = 0) -> None:
-    """A grid with a class a row, a folder of single images, or arrays."""
-    if out.suffix == ".png":
-        pictures.write_png(out, pictures.grid(images, min(rows, len(images)) or round(len(images) ** 0.5)))
-    elif out.suffix == ".npz":
+def write_images(
+    request: Request,
+    out: Place,
+    images: np.ndarray,
+    text: dict[str, str],
+    labels: np.ndarray | None = None,
+    rows: int = 0,
+    names: Sequence[str] = (),
+) -> None:
+    """A grid with a class a row, a folder of single images, or arrays.
+
+    Args:
+      request: how large and in which format.
+      out: by its ending, see SUFFIXES.
+      images: uint8 [n, h, w, c].
+      text: what PNGs say of themselves; single ones add which sample they are, and of which class.
+      labels: int32 [n].
+      rows: of a grid; 0 for about a square.
+      names: of the classes by number, if they have any.
+    """
+    suffix = ending(out)
+    if suffix in pictures.FORMATS:
+        pictures.write_picture(out, pictures.grid(images, _rows(len(images), rows), request.scale), text)
+    elif suffix == ".npz":
+        arrays: dict[str, Any] = {"images": images} if labels is None else {"images": images, "labels": labels}
+        arrays |= {"class_names": np.array(names)} if labels is not None and names else {}
         buffer = io.BytesIO()
-        if labels is None:
-            np.savez_compressed(buffer, images=images)
-        else:
-            np.savez_compressed(buffer, images=images, labels=labels)
+        np.savez_compressed(buffer, **arrays)
         pictures.write_whole(out, buffer.getvalue())
     else:
-        for name, image in _names(len(images), images):
-            pictures.write_png(out / name, image)
+        images = pictures.enlarged(images, request.scale or 1)
+        for i, (name, image) in enumerate(_names(len(images), images, request.format)):
+            own = {**text, "sample": str(i)}
+            if labels is not None:
+                own["class"] = names[int(labels[i])] if names else str(labels[i])
+            pictures.write_picture(out / name, image, own)
 
 
-def _write_trajectory(out: Place, walk: Any, times: np.ndarray) -> None:
-    if out.suffix == ".gif":
+def _write_trajectory(out: Place, walk: Any, times: np.ndarray, text: dict[str, str]) -> None:
+    if ending(out) == ".gif":
         pictures.write_trajectory_gif(out, walk.x_t, walk.x_0, times)
     else:
-        pictures.write_png(out, pictures.trajectory_sheet(walk.x_t, walk.x_0, times))
+        pictures.write_picture(out, pictures.trajectory_sheet(walk.x_t, walk.x_0, times), text)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import shlex
 import sys
@@ -21,10 +22,10 @@ from jaxdiff.data.batches import Batch, Batches
 from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
-from jaxdiff.job.workdir import check_workdir, owned
+from jaxdiff.job.workdir import check_workdir, class_numbering, owned
 from jaxdiff.parallel import processes
 from jaxdiff.plan import Utilisation
-from jaxdiff.storage import Place, in_bucket
+from jaxdiff.storage import Place, in_bucket, place
 from jaxdiff.training.checkpoint_files import directory_of
 from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
@@ -76,7 +77,9 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
-    directory_of(config.workdir)  # refuses what cannot be written to; before JAX's cache may open the same bucket
+    folder = directory_of(
+        config.workdir
+    )  # refuses what cannot be written to; before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     check_loggers(config.train.loggers)
@@ -89,7 +92,8 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(_leave) as stop:
         data = config.data
-        source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
+        where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
+        source = open_dataset(*where, class_numbering(place(config.workdir), data.name))
         program = Program(config, source)
         processes.agree({"the data's fingerprint": source.fingerprint})
         with _one_line_errors(config), owned(config.workdir) as workdir:
@@ -157,6 +161,7 @@ def _open(
     first = int(restored.step) if restored else 0
     if leads:
         pictures.write_whole(workdir / "config.json", to_json(config).encode())
+        _describe(source, workdir)
     processes.barrier("config.json is written")
     if not (workdir / "config.json").exists():
         raise UserError(f"{workdir} is not the folder that process 0 has; it must lie on storage that all share")
@@ -172,7 +177,7 @@ def _open(
         stack.enter_context(snapshots)
     traced = -(-profile // train.steps_per_call)
     trace = stack.enter_context(closing(Profile(Path(config.workdir, "profile"), traced, report))) if profile else None
-    substitutes = _Substitutes(source, meta.get("substituted", ())) if config.data.on_error == "substitute" else None
+    substitutes = _Substitutes(source, meta.get("substituted", ())) if config.data.on_error != "stop" else None
     return _Resources(checkpoints, restored, meta, log, progress, ledger, clock, snapshots, trace, substitutes)
 
 
@@ -194,6 +199,7 @@ def _hooks(
         if log:
             log.upload()
         about = {"shape": list(source.shape), "num_classes": source.num_classes, "fingerprint": source.fingerprint}
+        about["class_names"] = list(source.about.class_names)
         about |= {"skipped": metrics["skipped"], "losses": mean_loss.state, "substituted": sorted(source.substituted)}
         resources.checkpoints.save(state, {**about, "seconds": clock.totals()})
 
@@ -242,6 +248,16 @@ def _compile(program: Program, resources: _Resources, needed: bool) -> tuple[Tra
         state = begun.result()
     processes.barrier_after_compiling("the step")
     return state, step
+
+
+def _describe(source: Source, workdir: Place) -> None:
+    """Writes what the data turned out to be into data.json, and says what is worth to know of it."""
+    about = source.about
+    facts = {"images": len(source), "shape": source.shape, **about._asdict()}
+    pictures.write_whole(workdir / "data.json", (json.dumps(facts, indent=2) + "\n").encode())
+    left_out = f"{len(about.left_out)} corrupt images are left out, all in {workdir / 'data.json'}; the first:"
+    for note in (*about.notes, *(f"{left_out} {line}" for line in about.left_out[:1])):
+        report(f"note: {note}")
 
 
 def _new_state(program: Program) -> TrainState:

@@ -17,8 +17,10 @@ import jax
 
 from jaxdiff.config import Config
 from jaxdiff.config.files import read_run, refuse_other_run
+from jaxdiff.data.records import Numbering
 from jaxdiff.errors import UserError, program
 from jaxdiff.storage import Place, in_bucket, place, write_whole
+from jaxdiff.training.checkpoint_files import directory_of, newest_meta
 from jaxdiff.training.storage_faults import reason
 
 BEAT_S = 10.0  # between the signs of life of who owns a bucket's folder
@@ -155,6 +157,25 @@ def _me() -> str:
 
 def _in_use(workdir: Place, owner: str) -> str:
     return f"{workdir} is in use by {owner}; wait for it, or choose another --workdir"
+
+
+def class_names(workdir: Place) -> list[str] | None:
+    """The names of a run's classes by number: [] where they have none, None where no checkpoint says.
+
+    Those from before names were kept do not.
+    """
+    names = newest_meta(directory_of(workdir)).get("class_names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def class_numbering(workdir: Place, name: str) -> Numbering:
+    """How the data set `name` is to number its classes for what is in workdir: as the run there did."""
+    if not (workdir / "config.json").exists() or read_run(workdir).data.name != name:
+        return "natural"
+    names = class_names(workdir)
+    if names is None and newest_meta(directory_of(workdir)).get("fingerprint"):
+        return "text"  # trained before names were kept
+    return tuple(names) if names else "natural"
 
 
 def check_workdir(config: Config, workdir: Place) -> None:

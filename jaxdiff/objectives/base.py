@@ -11,7 +11,6 @@ from jaxdiff.conditioning import Cond, hidden
 from jaxdiff.diffusion import Recipe
 from jaxdiff.family import Family
 from jaxdiff.losses import LossAware, Stratified, TimeSampling, Weighting, stratified, uniform
-from jaxdiff.schedules import Schedule
 
 Batch = dict[str, jax.Array]
 
@@ -103,7 +102,7 @@ def seen(setting: Setting, params: Any, frozen: Any, batch: Batch, keys: Array) 
 def timed(
     loss: Callable[[Any, Any, Batch, jax.Array], jax.Array],
     times: TimeSampling | LossAware | Stratified,
-    schedule: Schedule | None = None,
+    schedule: Any = None,
     batch_size: int = 0,
 ) -> Objective:
     """The objective of a loss that takes its times from batch["t"] where they are there, and else draws its own.

@@ -20,7 +20,8 @@ from jaxdiff.schema import encode
 def describe(config: Config) -> str:
     """What a config resolves to and will cost, for --dry-run: compiles the step, computes and writes nothing."""
     data, batch_size = config.data, config.train.batch_size
-    source = open_dataset(data.name, data.path, data.split, data.resize, data.on_error)
+    where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
+    source = open_dataset(*where)
     program = Program(config, source)
     flops = step_flops(program)
     memory = step_memory(program.lower().compile())
@@ -31,6 +32,9 @@ def describe(config: Config) -> str:
         (
             f"data        {len(source)} images of {source.shape}, {source.num_classes} classes"
             + (", not used: model.num_classes=0" if source.num_classes and not config.model.num_classes else ""),
+            *([f"classes     {', '.join(source.about.class_names)}"] if source.about.class_names else []),
+            *(f"note        {note}" for note in source.about.notes),
+            *(f"left out    {line}" for line in source.about.left_out),
             f"parameters  {parameters:,}",
             f"a step      {flops / 1e9:.2f} GFLOP, {flops / batch_size / 1e6:.1f} MFLOP an image",
             "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),

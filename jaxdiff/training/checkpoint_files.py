@@ -1,5 +1,6 @@
 """Reading one checkpoint: all of it, verified, or an error that says what is wrong with it."""
 
+import contextlib
 import json
 import os
 import re
@@ -91,6 +92,14 @@ def candidates(directory: epath.Path, step: int | None) -> list[int]:
     if step not in steps:
         raise UserError(f"no checkpoint of step {step} in {directory}; it has {', '.join(map(str, steps))}")
     return [step]
+
+
+def newest_meta(directory: epath.Path) -> dict[str, Any]:
+    """What was saved beside the newest checkpoint that has a manifest, without its arrays; {} where none has."""
+    for step in steps_in(directory)[::-1]:
+        with contextlib.suppress(Corrupt):
+            return _manifest(directory / str(step) / "meta" / "metadata", step).meta
+    return {}
 
 
 def read(

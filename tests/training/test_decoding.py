@@ -55,7 +55,7 @@ def test_resize_keeps_the_centre_and_does_not_alias():
     wide[:, 9:16:2] = 100  # stripes that a filter of fixed width would alias to 100 or 200
     buffer = io.BytesIO()
     Image.fromarray(wide).save(buffer, "PNG")
-    small = _decode(buffer.getvalue(), 1, resize=2)
+    small = _decode(buffer.getvalue(), 1, resize=(2, 2))
     assert small.shape == (2, 2, 1)
     assert np.abs(small.astype(int) - 150).max() < 25
 
@@ -102,7 +102,7 @@ def test_exif_says_how_pixels_lie_before_their_size_is_taken(form, orientation):
     assert shape_of(open_image(io.BytesIO(content), "it")) == (16, 32, 3)
     centres = (slice(4, None, 8), slice(8, None, 16))
     assert np.abs(_decode(content)[centres].astype(int) - shown[centres]).max() < 12
-    assert np.abs(_decode(content, resize=16)[4, [4, 12]].astype(int) - [(0, 0, 250), (250, 0, 0)]).max() < 30
+    assert np.abs(_decode(content, resize=(16, 16))[4, [4, 12]].astype(int) - [(0, 0, 250), (250, 0, 0)]).max() < 30
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
