@@ -17,8 +17,9 @@ from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make
 from jaxdiff.config_files import read_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet, safetensors
-from jaxdiff.interop.openai import FLAGS, openai_diffusion
-from jaxdiff.interop.schedulers import Scheduler, scheduler_from_config
+from jaxdiff.interop.openai import FLAGS, openai_diffusion, unknown_network
+from jaxdiff.interop.schedulers import Scheduler, refuse_other_counts, scheduler_file, scheduler_from_config
+from jaxdiff.interop.weights import read_file
 from jaxdiff.pictures import write_whole
 from jaxdiff.training import parallel
 from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
@@ -37,21 +38,18 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is not empty; choose a new workdir")
     place = _split_over_devices()
-    if source.is_dir():
-        found, scheduler = read_unet(source, null_class=null_class, sharding=place), _scheduler(source)
-    elif not source.exists():
-        raise UserError(f"{source} does not exist; give a diffusers folder, or a .pt or .safetensors file")
-    elif source.suffix in (".pt", ".pth", ".safetensors"):
-        if project is None:
-            raise UserError(f"{source} says nothing of its network: add --project ({', '.join(FLAGS)}) and --flags")
+    if not source.exists():
+        link = " (a link to nowhere)" if source.is_symlink() else ""
+        raise UserError(f"{source} does not exist{link}; give a diffusers folder, or a .pt or .safetensors file")
+    if project is not None:
         given = _flags(flags)
-        found = read_openai(source, given, project=project, sharding=place)
+        found = read_openai(source, given, project=project, null_class=null_class, sharding=place)
         scheduler = scheduler_from_config(openai_diffusion(given, project))
+    elif source.is_dir():
+        found, scheduler = read_unet(source, null_class=null_class, sharding=place), _scheduler(source)
+        refuse_other_counts(scheduler)
     else:
-        raise UserError(
-            f"{source} cannot be read; give a diffusers folder, or a .pt or .safetensors file (TensorFlow's "
-            "checkpoints of DDPM are not read: their diffusers versions, google/ddpm-*, are)"
-        )
+        raise UserError(f"{source} {unknown_network(read_file(source))}")
     config, notes = _config(found, scheduler, workdir)
     broken = [path for path, leaf in names.leaf_paths(found.params) if not _is_finite(leaf)]
     if broken:
@@ -77,12 +75,14 @@ def _is_finite(leaf: jax.Array) -> bool:
 
 
 def _scheduler(source: Path) -> Scheduler:
-    try:
+    if scheduler_file(source):
         return read_scheduler(source)
-    except UserError as error:
-        if "has no scheduler_config.json" not in str(error):
-            raise
-        return scheduler_from_config({"_class_name": "DDPMScheduler"})
+    assumed = scheduler_from_config({"_class_name": "DDPMScheduler"})
+    note = (
+        f"no scheduler_config.json in {source} or above it says how the network was trained: assumed as DDPM, "
+        "betas linear in 0.0001..0.02, 1000 steps, noise predicted; if not so, put its folder scheduler there"
+    )
+    return dataclasses.replace(assumed, notes=(note,))
 
 
 def _flags(text: str) -> dict[str, str]:

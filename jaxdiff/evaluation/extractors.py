@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.errors import UserError
-from jaxdiff.interop import names, safetensors, torch_files
+from jaxdiff.interop import names, weights
 from jaxdiff.models import Classifier
 
 CLASSIFIER = Path(__file__).parent / "fashion_mnist_classifier.safetensors"
@@ -73,7 +73,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} is no file; features are weights, .safetensors or .pth")
-    return safetensors.read(path) if path.suffix == ".safetensors" else torch_files.read(path)
+    return weights.read_file(path)
 
 
 def digest(tensors: dict[str, np.ndarray]) -> str:

@@ -20,10 +20,25 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import names
 from jaxdiff.interop.options import check_types, fill
 from jaxdiff.interop.schedulers import read_json
-from jaxdiff.interop.weights import DIFFUSERS, read_weights
+from jaxdiff.interop.weights import DIFFUSERS, read_weights, unwrapped
 from jaxdiff.models import UNet, check
 
 TIME_KERNEL = ("embedding", "dense1", "kernel")
+ANCHOR = "time_embedding.linear_1.weight"
+"""A tensor that every U-Net of theirs has, whatever stands before its name."""
+
+_AVERAGED = ("unet_ema", "ema_unet", "ema_model", "model_ema", "ema")  # folders that trainers keep averages in
+_OTHER_FOLDERS = {  # a name in it -> what a folder is
+    "random_states_0.pkl": "accelerate's checkpoint of a network that it has no config.json of: copy that of the run's "
+    "unet there (it is in the pipeline that the run saves), and convert again",
+    ".metadata": "a distributed checkpoint of torch: join it with "
+    "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt`, and give the file",
+    "latest": "a checkpoint of DeepSpeed: join it with its `zero_to_fp32.py`, and give the file",
+    "_CHECKPOINT_METADATA": "a checkpoint of Orbax: sample.py and train.py take the workdir of its run",
+    "manifest.ocdbt": "a checkpoint of Orbax: sample.py and train.py take the workdir of its run",
+    "saved_model.pb": "a SavedModel of TensorFlow, which is not read",
+    "config.py": "a run's workdir: sample.py and train.py take it as it is, and --to diffusers makes a folder of it",
+}
 
 _DEFAULTS: dict[str, Any] = {  # of UNet2DModel 0.42; a file may leave out what it does not change
     "sample_size": None,
@@ -94,10 +109,10 @@ class Imported:
 
 
 def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: Any = None) -> Imported:
-    """A UNet2DModel folder, or a pipeline's folder with one in it or in its `unet`.
+    """A UNet2DModel folder, or a pipeline's or a trainer's folder with one in its `unet_ema` or `unet`.
 
     Args:
-      folder: holds config.json and the weights: safetensors (one file or several) or a .bin.
+      folder: holds config.json and the weights: safetensors (one file or several) or a .bin; see `read_weights`.
       null_class: whether the last of their classes means "no class", which guidance needs. Otherwise a row of
         zeros is added for it.
       sharding: see `names.load`.
@@ -105,8 +120,8 @@ def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: 
     Raises:
       UserError: no such model, options that our U-Net does not have, tensors that do not fit; all of them.
     """
-    folder = Path(folder)
-    folder = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    notes: list[str] = []
+    folder = _network_folder(Path(folder), notes)
     config = read_json(folder / "config.json")
     if str(config.get("_class_name")).endswith("UNet2DConditionModel"):
         raise UserError(
@@ -117,17 +132,58 @@ def read_unet(folder: os.PathLike | str, *, null_class: bool = False, sharding: 
     network = UNet(**fields)
     abstract = abstract_params(network, shape)  # pyright: ignore[reportArgumentType]  # Linen modules are frozen
     table = names.diffusers_table(abstract, len(fields["channel_mults"]))
-    tensors = read_weights(folder, DIFFUSERS)
-    notes: tuple[str, ...] = ()
+    tensors = unwrapped(read_weights(folder, DIFFUSERS, notes), ANCHOR, str(folder), notes)
     if fields["num_classes"] and not null_class:
         key = "class_embedding.weight"
         if key in tensors:
             tensors[key] = np.pad(np.asarray(tensors[key], np.float32), ((0, 1), (0, 0)))
-        notes = (f"classes 0..{fields['num_classes'] - 1}, none of them 'no class': guidance needs one (--null-class)",)
+        notes.append(
+            f"classes 0..{fields['num_classes'] - 1}, none of them 'no class': guidance needs one (--null-class)"
+        )
     params = names.load(abstract, table, tensors, str(folder), sharding)
     flip = {**_DEFAULTS, **config}["flip_sin_to_cos"]
     replace_time_kernel(params, lambda k: names.shift_time(k, 1.0, fields["frequency_shift"], cos_first=flip))
-    return Imported(fields, params, shape, notes)
+    return Imported(fields, params, shape, tuple(notes))
+
+
+def _network_folder(folder: Path, notes: list[str]) -> Path:
+    """The folder of the network itself: of an average, where there is one.
+
+    Raises:
+      UserError: there is none; says what is there instead.
+    """
+    snapshots = sorted(folder.glob("snapshots/*/"))  # of the hub's cache
+    if len(snapshots) == 1:
+        folder = snapshots[0]
+    inside = [name for name in (*_AVERAGED, "unet") if (folder / name / "config.json").is_file()]
+    if inside:
+        if inside[0] != "unet":
+            raw = f", not {inside[-1]}" if inside[-1] == "unet" else ""
+            notes.append(f"averaged weights: those of {folder / inside[0]}{raw}")
+        return folder / inside[0]
+    if (folder / "config.json").is_file() and not (folder / "config.py").is_file():
+        beside = [name for name in _AVERAGED if (folder.parent / name / "config.json").is_file()]
+        if folder.name in _AVERAGED:
+            notes.append(f"averaged weights: those of {folder}")
+        elif folder.name == "unet" and beside:
+            notes.append(f"raw weights: the averaged ones are in {folder.parent / beside[0]}")
+        return folder
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    if len(snapshots) > 1:
+        raise UserError(f"{folder} is of a hub's cache: give one of {', '.join(map(str, snapshots[:4]))}")
+    checkpoints = [path for path in folder.glob("checkpoint-*/") if path.name[11:].isdigit()]
+    if checkpoints:
+        newest = max(checkpoints, key=lambda path: int(path.name[11:]))
+        raise UserError(f"{folder} holds no network, but a trainer's checkpoints: give one, such as {newest}")
+    names = {path.name for path in folder.iterdir()}
+    for name, what in _OTHER_FOLDERS.items():
+        if name in names:
+            raise UserError(f"{folder} is {what}")
+    listed = ", ".join(sorted(names)[:20])
+    raise UserError(
+        f"{folder / 'config.json'} is missing, nor is there a unet with one; there is {listed or 'nothing'}"
+    )
 
 
 @functools.lru_cache(maxsize=16)  # tracing a network takes seconds
@@ -152,7 +208,7 @@ def unet_fields(config: Mapping[str, Any], *, null_class: bool = False) -> tuple
     Raises:
       UserError: options that our U-Net does not have, all of them.
     """
-    c, problems = fill(config, ["UNet2DModel"], _DEFAULTS, _ONLY)
+    c, problems = fill(config, ["UNet2DModel", "UNetUnconditionalModel"], _DEFAULTS, _ONLY)
     check_types(c, _DEFAULTS, _ONLY)
     channels = c["block_out_channels"]
     if c["time_embedding_dim"] not in (None, 4 * channels[0]):

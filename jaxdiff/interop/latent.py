@@ -17,7 +17,7 @@ from jaxdiff.interop import names
 from jaxdiff.interop.diffusers import replace_time_kernel
 from jaxdiff.interop.options import fill
 from jaxdiff.interop.schedulers import read_json
-from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS, read_weights
+from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS, read_weights, unwrapped
 from jaxdiff.models import Autoencoder, TextEncoder, UNet
 
 _UNET: dict[str, Any] = {  # of UNet2DConditionModel 0.42, and two of the Flax class
@@ -124,11 +124,13 @@ class Part:
       network: a module of jaxdiff.models.
       params: its parameters.
       config: theirs, with its defaults filled in.
+      notes: which weights were taken, where there was a choice, a line each.
     """
 
     network: Any
     params: Any
     config: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
@@ -141,7 +143,7 @@ def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
     Raises:
       UserError: no such model, options that `UNet` does not have, tensors that do not fit; all of them.
     """
-    part = _read(folder, text_unet, DIFFUSERS, sharding)
+    part = _read(folder, text_unet, DIFFUSERS, "time_embedding.linear_1.weight", sharding)
     shift = part.network.frequency_shift
     replace_time_kernel(
         part.params, lambda kernel: names.shift_time(kernel, 1.0, shift, part.config["flip_sin_to_cos"])
@@ -151,22 +153,21 @@ def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
 
 def read_autoencoder(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
     """An AutoencoderKL (or the Flax class of that name) as an `Autoencoder`; see `read_text_unet`."""
-    return _read(folder, autoencoder, DIFFUSERS, sharding)
+    return _read(folder, autoencoder, DIFFUSERS, "encoder.conv_in.weight", sharding)
 
 
 def read_text_encoder(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
     """A CLIPTextModel (or the Flax class of that name) as a `TextEncoder`; see `read_text_unet`."""
-    return _read(folder, text_encoder, TRANSFORMERS, sharding)
+    return _read(folder, text_encoder, TRANSFORMERS, "embeddings.token_embedding.weight", sharding)
 
 
-def _read(folder: os.PathLike | str, build: Callable, stems: tuple[str, str, str], sharding: Any) -> Part:
+def _read(folder: os.PathLike | str, build: Callable, stems: tuple[str, str, str], anchor: str, sharding: Any) -> Part:
     folder = Path(folder)
     network, config, params, table = build(read_json(folder / "config.json"))
-    tensors = read_weights(folder, stems)
-    if stems == TRANSFORMERS:
-        tensors = {name.removeprefix("text_model."): value for name, value in tensors.items()}
-        tensors.pop("embeddings.position_ids", None)  # 0, 1, 2, ..., which old versions saved
-    return Part(network, names.load(params, table, tensors, str(folder), sharding), config)
+    notes: list[str] = []
+    tensors = unwrapped(read_weights(folder, stems, notes), anchor, str(folder), notes)
+    tensors.pop("embeddings.position_ids", None)  # of a text encoder: 0, 1, 2, ..., which old versions saved
+    return Part(network, names.load(params, table, tensors, str(folder), sharding), config, tuple(notes))
 
 
 def _abstract(network: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32) -> Any:

@@ -6,6 +6,7 @@ A .pt holds tensors and no config: the flags it was trained with have to be give
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.errors import UserError
-from jaxdiff.interop import names, safetensors, torch_files
+from jaxdiff.interop import names
+from jaxdiff.interop.diffusers import ANCHOR as DIFFUSERS_ANCHOR
 from jaxdiff.interop.diffusers import Imported, abstract_params, replace_time_kernel
+from jaxdiff.interop.weights import read_file, unwrapped
 from jaxdiff.models import UNet, check
 
 _IMPROVED: dict[str, Any] = {  # defaults of improved-diffusion's script_util.py
@@ -46,44 +49,92 @@ _OTHERS = (
     *("rescale_learned_sigmas", "use_fp16"),
 )
 _MULTS = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4", 32: "1,2,2,2"}
-CLASSES = 1000  # both know ImageNet only
+CLASSES = 1000  # both know ImageNet only; their forks have their own, which a file tells
+ANCHOR = "time_embed.0.weight"  # which every U-Net of theirs has
 
 
-def read_openai(path: os.PathLike | str, flags: Mapping[str, Any], *, project: str, sharding: Any = None) -> Imported:
+def read_openai(
+    path: os.PathLike | str, flags: Mapping[str, Any], *, project: str, null_class: bool = False, sharding: Any = None
+) -> Imported:
     """A checkpoint (.pt, or its tensors as .safetensors) of improved-diffusion or guided-diffusion.
 
-    Their learned variance (learn_sigma) is left out: of the output the first half, the noise, is kept.
+    Their learned variance (learn_sigma) is left out: of the output the first half, the noise, is kept. Whether there
+    are classes or a learned variance, and how many classes, is the file's to say where the flags do not.
 
     Args:
-      path: the EMA's file, as published.
+      path: the EMA's file, as published; or a folder of them, of which the newest average is taken.
       flags: MODEL_FLAGS and DIFFUSION_FLAGS of their README, by name, as text or as values.
       project: "improved-diffusion" or "guided-diffusion".
+      null_class: whether the last class means "no class"; otherwise a row of zeros is added for it.
       sharding: see `names.load`.
 
     Raises:
       UserError: unknown flags, or tensors that do not fit them; all of them.
     """
+    openai_fields(flags, project)  # before anything is read
+    notes: list[str] = []
+    path = _newest_average(Path(path), notes)
+    tensors = unwrapped(read_file(path), ANCHOR, str(path), notes)
+    if any(name.endswith(DIFFUSERS_ANCHOR) for name in tensors):
+        raise UserError(f"{path} {unknown_network(tensors)}")
+    process = {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False}
+    if unsaid := [f"--{flag} {value}" for flag, value in process.items() if flag not in flags]:
+        notes.append(f"the flags do not say {', '.join(unsaid)}: assumed, as {project} does")
+    flags = dict(flags)
+    table, out = tensors.get("label_emb.weight"), tensors.get("out.2.bias")
+    for flag, has in (("class_cond", table is not None), ("learn_sigma", out is not None and out.shape == (6,))):
+        if has and flag not in flags:
+            flags[flag] = True
+            notes.append(f"{flag}: the flags do not say so, the tensors do")
     fields, shape, c = openai_fields(flags, project)
+    if c["class_cond"] and table is not None:
+        fields["num_classes"] = len(table) - null_class
+        if not null_class:
+            tensors["label_emb.weight"] = np.pad(np.asarray(table, np.float32), ((0, 1), (0, 0)))
+            notes.append(
+                f"classes 0..{len(table) - 1}, none of them 'no class': guidance without a classifier needs one "
+                "(--null-class)"
+            )
     network = UNet(**fields)
     abstract = abstract_params(network, shape)  # pyright: ignore[reportArgumentType]  # Linen modules are frozen
     heads = _heads(fields)
-    table = names.openai_table(abstract, heads, bool(c.get("use_new_attention_order")))
-    path = Path(path)
-    tensors = dict(safetensors.read(path) if path.suffix == ".safetensors" else torch_files.read(path))
-    notes = []
+    where = names.openai_table(abstract, heads, bool(c.get("use_new_attention_order")))
     if c["learn_sigma"]:
         for name in ("out.2.weight", "out.2.bias"):
             if name in tensors and tensors[name].shape[0] == 2 * shape[-1]:
                 tensors[name] = tensors[name][: shape[-1]]
         notes.append("learn_sigma: the learned variance is left out; use ddim, or ddpm with a fixed variance")
-    if c["class_cond"] and (table_name := "label_emb.weight") in tensors:
-        tensors[table_name] = np.pad(np.asarray(tensors[table_name], np.float32), ((0, 1), (0, 0)))
-        notes.append(f"classes 0..{CLASSES - 1}, none of them 'no class': guidance without a classifier needs one")
-    params = names.load(abstract, table, tensors, str(path), sharding)
+    params = names.load(abstract, where, tensors, str(path), sharding)
     # They see k - 1 of T, scaled to 1000 if rescale_timesteps; we see 1000 k/T. Cosines come first.
     shift = 1000.0 / c["diffusion_steps"]
     replace_time_kernel(params, lambda kernel: names.shift_time(kernel, shift, 0, cos_first=True))
     return Imported(fields, params, shape, tuple(notes))
+
+
+def unknown_network(tensors: Mapping[str, Any]) -> str:
+    """What a file's tensors are of, and what to do, to follow its name in a message."""
+    if any(name.endswith(DIFFUSERS_ANCHOR) for name in tensors):
+        return "is a network of diffusers: give the folder that it lies in, with its config.json"
+    some = ", ".join(name[:80] for name in [*tensors][:3]) + (", ..." if len(tensors) > 3 else "")
+    known = any(name.endswith(ANCHOR) for name in tensors)
+    what = "says nothing of its network" if known else f"is of no network that is known here (it has {some})"
+    return f"{what}: add --project ({', '.join(FLAGS)}) and --flags" + ("" if known else ", if one of these wrote it")
+
+
+def _newest_average(path: Path, notes: list[str]) -> Path:
+    """Of a folder ema_RATE_STEP.pt of the last step, and the largest rate; else model_STEP.pt. A file: itself."""
+    folder = path if path.is_dir() else path.parent
+    matches = [m for file in folder.iterdir() if (m := re.fullmatch(r"(ema_([\d.]+)_|model_?)(\d+)\.pt", file.name))]
+    averages = sorted((int(m[3]), float(m[2]), m[0]) for m in matches if m[2])
+    if path.is_dir():
+        found = averages or sorted((int(m[3]), 0.0, m[0]) for m in matches)
+        if not found:
+            raise UserError(f"{path} has no ema_RATE_STEP.pt or modelSTEP.pt: give the file itself")
+        path = path / found[-1][2]
+        notes.append(f"{'averaged' if averages else 'raw'} weights: {path.name}")
+    elif any(m[0] == path.name and not m[2] for m in matches) and averages:
+        notes.append(f"raw weights: averaged ones are beside them, such as {averages[-1][2]}")
+    return path
 
 
 def _heads(fields: Mapping[str, Any]) -> Any:

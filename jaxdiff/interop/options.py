@@ -9,6 +9,10 @@ from jaxdiff.errors import UserError
 LARGEST = 1_000_000
 """Of the numbers in a config.json."""
 
+AVERAGE = frozenset(  # what diffusers' EMAModel writes into the config of the network it averaged
+    "decay min_decay optimization_step update_after_step use_ema_warmup inv_gamma power".split()
+)
+
 
 def fill(
     config: Mapping[str, Any], kinds: Collection[str], defaults: Mapping[str, Any], only: Mapping[str, tuple]
@@ -16,7 +20,7 @@ def fill(
     """The config with its defaults, and its options that cannot be had.
 
     Args:
-      config: of config.json.
+      config: of config.json; what an average's class added to it is left out.
       kinds: the class that it must be of, under all its names.
       defaults: every option of that class.
       only: of some options, the values that can be had.
@@ -30,7 +34,7 @@ def fill(
     kind = config.get("_class_name", next(iter(kinds)))
     if kind not in kinds:
         raise UserError(f"config.json is of a {kind}; jaxdiff imports {' and '.join(kinds)}")
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
+    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in AVERAGE}
     unknown = sorted(given.keys() - defaults.keys())
     problems = [f"unknown options {', '.join(unknown)}"] if unknown else []
     full = {**defaults, **given}

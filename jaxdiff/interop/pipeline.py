@@ -9,7 +9,13 @@ from typing import Any
 from jaxdiff.errors import UserError
 from jaxdiff.interop.latent import Part, read_autoencoder, read_text_encoder, read_text_unet
 from jaxdiff.interop.scheduler_fields import DEFAULTS
-from jaxdiff.interop.schedulers import Scheduler, read_json, scheduler_from_config
+from jaxdiff.interop.schedulers import (
+    Scheduler,
+    process_config,
+    read_json,
+    refuse_other_counts,
+    scheduler_from_config,
+)
 from jaxdiff.interop.tokenizer import Tokenizer, read_tokenizer
 
 INDEX = "model_index.json"
@@ -114,6 +120,7 @@ def read_pipeline(folder: os.PathLike | str, *, sharding: Any = None) -> Pipelin
             f"{folder}: its parts do not fit: the tokenizer has {tokenizer.size} tokens, "
             f"the text encoder {text.config['vocab_size']}"
         )
+    notes += [f"{name}: {note}" for name, part in (("unet", unet), ("vae", vae), ("text", text)) for note in part.notes]
     return Pipeline(unet, vae, text, tokenizer, scheduler, (*notes, *scheduler.notes))
 
 
@@ -140,11 +147,12 @@ def _check_index(index: Mapping[str, Any], folder: Path) -> None:
 
 def _scheduler(folder: Path) -> Scheduler:
     """The folder's scheduler, two fields of outdated files amended as StableDiffusionPipeline does."""
-    config = dict(read_json(folder / "scheduler" / "scheduler_config.json"))
-    config["_class_name"] = str(config.get("_class_name")).removeprefix("Flax")
+    config, notes = process_config(folder / "scheduler" / "scheduler_config.json")
     found = scheduler_from_config(config)
+    refuse_other_counts(found)
     if found.config["steps_offset"] != 1:
         config["steps_offset"] = 1
     if found.config.get("clip_sample"):
         config["clip_sample"] = False
-    return scheduler_from_config(config)
+    found = scheduler_from_config(config)
+    return dataclasses.replace(found, notes=(*notes, *found.notes))

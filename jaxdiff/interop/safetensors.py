@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import UserError
+from jaxdiff.interop.file_kinds import what_is
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -41,7 +42,12 @@ def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if path.name.endswith(".index.json"):
-        return _read_divided(path)
+        tensors: dict[str, np.ndarray] = {}
+        for file in index_files(path):
+            tensors |= read(file)
+        return tensors
+    if what := what_is(path):
+        raise UserError(f"{path} {what}")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -64,16 +70,23 @@ def _json(raw: bytes, path: Path) -> dict:
     return value
 
 
-def _read_divided(path: Path) -> dict[str, np.ndarray]:
+def index_files(path: Path) -> list[Path]:
+    """The files that an index, .safetensors.index.json or .bin.index.json, lists.
+
+    Raises:
+      UserError: no such index, or files of it are missing.
+    """
+    if (what := what_is(path)) and not what.startswith("is JSON"):
+        raise UserError(f"{path} {what}")
     files = _json(path.read_bytes(), path).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
         raise UserError(f"{path} is damaged: weight_map must give a file name, in the same folder, a tensor")
-    tensors: dict[str, np.ndarray] = {}
-    for name in sorted(set(files.values())):
-        if not (path.parent / name).is_file():
-            raise UserError(f"{path.parent / name} is missing, of those that {path.name} lists; copy it there")
-        tensors |= read(path.parent / name)
-    return tensors
+    paths = [path.parent / name for name in sorted(set(files.values()))]
+    if missing := [file.name for file in paths if not file.is_file()]:
+        raise UserError(
+            f"{path.parent / missing[0]} is missing, of {len(missing)} that {path.name} lists; copy them there"
+        )
+    return paths
 
 
 def _tensor(name: str, entry: object, data: np.ndarray, path: Path) -> np.ndarray:

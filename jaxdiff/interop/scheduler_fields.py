@@ -19,6 +19,9 @@ _COMMON: dict[str, Any] = {
     "timestep_spacing": "leading",
     "steps_offset": 0,
 }
+PROCESS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""What a network was trained with: a default in its place is to be said."""
+
 _THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 _CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 _SIGMAS = {
@@ -109,15 +112,16 @@ _MAX_STEPS = 100_000
 def filled(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A config of the class `name` with its defaults, and what it asks for that cannot be had, a line each.
 
-    Fields of other classes are left out: files carry those of whatever they were made from.
+    Fields of other classes are left out: files carry those of whatever they were made from. Fields of old files are
+    read under their names of then.
 
     >>> filled("DDIMScheduler", {"timestep_spacing": "cubic", "num_train_timesteps": 0})[1][0]
     "timestep_spacing='cubic' (only leading, trailing, linspace)"
     """
+    config, problems = _renamed(config)
     c = {"_class_name": name, **{field: config.get(field, default) for field, default in DEFAULTS[name].items()}}
     if c.get("lambda_min_clipped") == "-inf":  # JSON has no infinity
         c["lambda_min_clipped"] = -math.inf
-    problems = []
     for field, choices in (_CHOICES | _OF_CLASS.get(name, {})).items():
         if field in c and not any(type(c[field]) is type(choice) and c[field] == choice for choice in choices):
             problems.append(f"{field}={c[field]!r} (only {', '.join(map(str, choices))})")
@@ -133,3 +137,18 @@ def filled(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
     if c.get("use_karras_sigmas") is True and c["beta_schedule"] == "squaredcos_cap_v2":
         problems.append("use_karras_sigmas with squaredcos_cap_v2 (diffusers repeats its first step, and fails)")
     return c, problems
+
+
+def _renamed(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A config under today's names, and what it says of the same twice, and differently."""
+    today = dict(config)
+    if (flag := config.get("predict_epsilon")) is not None:  # until diffusers 0.10
+        today["prediction_type"] = ("sample", "epsilon")[flag] if isinstance(flag, bool) else flag
+    if config.get("timesteps") is not None:  # until diffusers 0.2
+        today["num_train_timesteps"] = config["timesteps"]
+    both = [
+        f"{old}={config[old]!r} and {new}={config[new]!r} (keep the right one)"
+        for old, new in (("predict_epsilon", "prediction_type"), ("timesteps", "num_train_timesteps"))
+        if old in config and new in config and config[new] != today[new]
+    ]
+    return today, both

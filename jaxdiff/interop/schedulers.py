@@ -23,7 +23,8 @@ from jaxdiff import schedules
 from jaxdiff.denoisers import Denoiser, Prediction, as_denoiser
 from jaxdiff.errors import UserError
 from jaxdiff.interop import scheduler_steps
-from jaxdiff.interop.scheduler_fields import DEFAULTS, PREDICTIONS, VARIANCES, VERSION, filled
+from jaxdiff.interop.file_kinds import what_is
+from jaxdiff.interop.scheduler_fields import DEFAULTS, PREDICTIONS, PROCESS, VARIANCES, VERSION, filled
 from jaxdiff.process import to_x0_noise
 from jaxdiff.samplers import Sampler, by_name
 from jaxdiff.schedules import Schedule
@@ -134,16 +135,82 @@ def _changed(denoise: Denoiser, change: Callable, schedule: Schedule, rederive: 
 
 
 def read_scheduler(path: os.PathLike | str) -> Scheduler:
-    """A scheduler_config.json, or a folder with one in it or in its `scheduler`.
+    """A scheduler_config.json, or that of a folder; see `scheduler_file`.
+
+    The notes say which file it is, if it is outside of the folder, and what its fields leave to diffusers' defaults.
 
     Raises:
       UserError: there is none, or it asks for what jaxdiff does not do; all of it.
     """
-    path = Path(path)
-    for at in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json", path):
-        if at.is_file():
-            return scheduler_from_config(read_json(at))
-    raise UserError(f"{path} has no scheduler_config.json, nor has its folder scheduler")
+    file = scheduler_file(path)
+    if file is None:
+        raise UserError(f"{path} has no scheduler_config.json, nor has its folder scheduler, nor have those above it")
+    config, notes = process_config(file)
+    if not file.is_relative_to(os.path.abspath(path)):
+        notes = [f"the process is that of {file}", *notes]
+    found = scheduler_from_config(config)
+    return dataclasses.replace(found, notes=(*notes, *found.notes))
+
+
+def scheduler_file(path: os.PathLike | str) -> Path | None:
+    """The scheduler_config.json of a network's folder: in it, in its folder `scheduler`, or in one of a folder above.
+
+    A pipeline has unet/ and scheduler/; a trainer's checkpoint-N/unet_ema has its scheduler two folders up.
+    """
+    path = Path(os.path.abspath(path))  # links stay: a hub's cache is made of them
+    snapshots = sorted(path.glob("snapshots/*/"))
+    places = [path, *snapshots] if len(snapshots) == 1 else [path]
+    if path.is_dir():
+        above = path.parent.parent
+        of_trainer = path.parent.name.startswith("checkpoint") or (above / "model_index.json").is_file()
+        places += [path.parent, above] if of_trainer else [path.parent]
+    files = [
+        file for at in places for file in (at / "scheduler" / "scheduler_config.json", at / "scheduler_config.json")
+    ]
+    return next((file for file in [path, *files] if file.is_file()), None)
+
+
+def process_config(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """A scheduler_config.json with the class that diffusers makes of it, and a line for what it leaves to defaults.
+
+    Raises:
+      UserError: it cannot be read, or neither it nor its model_index.json names a class.
+    """
+    config, notes = read_json(file), []
+    index = next((at for at in (file.parent, file.parent.parent) if (at / "model_index.json").is_file()), None)
+    named = read_json(index / "model_index.json").get("scheduler") if index else None
+    kind = named[-1] if isinstance(named, list) and named and isinstance(named[-1], str) else None
+    own = config.get("_class_name", kind)
+    if own is None:
+        raise UserError(f"{file} has no _class_name: write that of its scheduler into it, such as DDPMScheduler")
+    own, kind = str(own).removeprefix("Flax"), str(kind or own).removeprefix("Flax")
+    if kind != own:
+        notes.append(
+            f"scheduler {kind}, as model_index.json has it and diffusers takes it, not the {own} of its config"
+        )
+    config = {**config, "_class_name": kind}
+    old = {"prediction_type": "predict_epsilon", "num_train_timesteps": "timesteps"}
+    fixed = config.get("trained_betas") is not None or config.get("beta_schedule") == "squaredcos_cap_v2"
+    unsaid = [field for field in PROCESS if field not in config and old.get(field) not in config]
+    assumed = [
+        f"{f}={DEFAULTS.get(kind, {}).get(f)}" for f in unsaid if not (fixed and f in ("beta_start", "beta_end"))
+    ]
+    if assumed:
+        notes.append(f"{file} does not say {', '.join(assumed)}: assumed, as diffusers does")
+    return config, notes
+
+
+def refuse_other_counts(scheduler: Scheduler) -> None:
+    """Refuses processes whose step n is not what a network of ours is told, 1000 t.
+
+    Raises:
+      UserError: num_train_timesteps is not 1000.
+    """
+    if (steps := scheduler.config["num_train_timesteps"]) != STEPS:
+        raise UserError(
+            f"num_train_timesteps={steps} (only {STEPS}): their network was told steps of 1/{steps} by their number, "
+            f"which ours counts in 1/{STEPS}"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,7 +225,8 @@ def read_json(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             value = json.loads(file.read(_MAX_BYTES))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        what = what_is(path)
+        raise UserError(f"{path} {what}" if what else f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value

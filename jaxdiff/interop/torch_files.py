@@ -1,7 +1,8 @@
 """Files of torch.save, read without torch and without executing anything in them.
 
 Such a file is a pickle, which is a program. Ours may name six things only, none of them callable into anything: an
-ordered dict, tensors as (storage, offset, shape, strides), and the storages' types. Anything else is refused.
+ordered dict, tensors as (storage, offset, shape, strides), and the storages' types. Every other name becomes an object
+that does nothing (`_Inert`): trainers keep their arguments beside the weights. Nothing is ever imported.
 Both containers are read: the zip of torch >= 1.6, and the older one.
 
 Format: torch/serialization.py of torch 2.13, `_save` and `_legacy_save`.
@@ -11,7 +12,7 @@ import io
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.errors import UserError
+from jaxdiff.interop.file_kinds import what_is
 
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -32,6 +34,7 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+_MAX_NAMES, _MAX_DICTS, _MAX_DEPTH = 1000, 100, 4  # of one file, beyond any that a trainer writes
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 # What a damaged or hostile pickle makes the unpickler raise.
 _BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
@@ -73,46 +76,101 @@ class _OrderedDict(dict):
         del state
 
 
+class _Inert:
+    """An object of a class that is not known here: whatever a pickle does to it does nothing."""
+
+    kind: ClassVar[str] = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
+        del args, kwargs
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Inert":
+        del args, kwargs
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        del key, value
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+    def append(self, value: Any) -> None:
+        """As of a list or a set."""
+        del value
+
+    extend = add = append
+
+
 class _Reader(pickle.Unpickler):
-    """An unpickler that knows dicts, tensors and storages, and refuses every other name."""
+    """An unpickler that knows dicts, tensors and storages; every other name is `_Inert`.
+
+    Attributes:
+      dtypes: of the storages that were referred to, by key.
+    """
 
     _names: ClassVar[dict[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): _OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
         ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
         **{("torch", name): dtype for name, dtype in STORAGES.items()},
     }
 
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.dtypes: dict[str, np.dtype] = {}
+        self._others: dict[tuple[str, str], type[_Inert]] = {}
+
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a name on the list; nothing is ever imported."""
-        if (module, name) not in self._names:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not a tensor")
-        return self._names[module, name]
+        """The stand-in of a name; nothing is ever imported."""
+        if (module, name) in self._names:
+            return self._names[module, name]
+        if len(self._others) == _MAX_NAMES:
+            raise pickle.UnpicklingError(f"it names more than {_MAX_NAMES} classes")
+        return self._others.setdefault((module, name), type("_Inert", (_Inert,), {"kind": f"{module}.{name}"[:120]}))
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A reference to a storage."""
         kind, dtype, key, *_ = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
             raise pickle.UnpicklingError("it refers to something that is not a storage")
+        self.dtypes[key] = dtype
         return _Storage(key, dtype)
 
 
 def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that torch.save wrote.
+    """The tensors of a state dict that torch.save wrote, or of a trainer's checkpoint with such dicts in it.
+
+    Of several dicts the names begin with where they are, "ema/conv_in.weight"; the optimizer's are left out.
 
     Args:
-      path: a .pt, .pth or .bin file.
+      path: a .pt, .pth, .ckpt or .bin file.
 
     Raises:
-      UserError: it is damaged, or holds anything but tensors by name; says how to convert it.
+      UserError: it is damaged, or holds no tensors by name; says what it is, or how to convert it.
     """
     path = Path(path)
+    if what := what_is(path):
+        raise UserError(f"{path} {what}")
     try:
         if zipfile.is_zipfile(path):
             found, storage = _zip(path)
         else:
             found, storage = _legacy(path)
-        return {name: _array(tensor, storage) for name, tensor in _state_dict(found).items()}
+        dicts = _state_dicts(found)
+        if len(dicts) == 1:
+            dicts = {"": next(iter(dicts.values()))}
+        return {
+            f"{where}/{name}" if where else name: _array(tensor, storage)
+            for where, tensors in dicts.items()
+            for name, tensor in tensors.items()
+        }
+    except _NoWeightsError as error:
+        raise UserError(f"{path} {error}") from None
     except (*_BROKEN, zipfile.BadZipFile, OSError, MemoryError, RuntimeError) as error:
         raise UserError(
             f"{path} is not a plain state dict of torch ({error}); with torch, convert it: "
@@ -120,15 +178,48 @@ def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
         ) from None
 
 
-def _state_dict(found: Any) -> dict[str, _Tensor]:
-    if isinstance(found, dict) and set(found) == {"state_dict"}:
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not found:
-        raise ValueError("it holds no dict of tensors")
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise ValueError(f"its entry {str(name)[:80]!r} is not a tensor")
-    return found
+class _NoWeightsError(Exception):
+    """An honest file of something else."""
+
+
+def _state_dicts(tree: Any) -> dict[str, dict[str, _Tensor]]:
+    """The dicts of tensors, and the lists, in a tree of dicts, by where they are, "a/b"."""
+    found: dict[str, dict[str, _Tensor]] = {}
+    known: dict[int, dict[str, _Tensor]] = {}
+    todo, optimizers = [("", tree)], []
+    for where, node in todo:
+        if id(node) not in known:  # a pickle may hold a dict twice, or in itself
+            entries = list(node.items() if isinstance(node, dict) else enumerate(node))
+            known[id(node)] = {str(name): value for name, value in entries if isinstance(value, _Tensor)}
+            if isinstance(node, dict) and node.keys() >= {"state", "param_groups"}:
+                optimizers.append(where)
+            elif where.count("/") < _MAX_DEPTH:
+                inside = [(str(name), value) for name, value in entries if isinstance(value, dict | list) and value]
+                todo += [(f"{where}/{name}" if where else name, value) for name, value in inside]
+        if tensors := known[id(node)]:
+            found[where] = tensors
+            if len(found) > _MAX_DICTS:
+                raise ValueError(f"it holds more than {_MAX_DICTS} dicts of tensors")
+    if not found:
+        raise _nothing(tree, optimizers)
+    # beside whole dicts a single tensor is a counter, or the state of a generator
+    return {where: tensors for where, tensors in found.items() if len(tensors) > 1} or found
+
+
+def _nothing(tree: Any, optimizers: list[str]) -> Exception:
+    if "" in optimizers:
+        return _NoWeightsError(
+            "is the state of an optimizer (state, param_groups), not a network: give the weights saved beside it "
+            "(of guided-diffusion ema_RATE_STEP.pt, the average, or modelSTEP.pt)"
+        )
+    if isinstance(tree, _Inert):
+        return ValueError(
+            f"it is one object of {tree.kind}: where its code is and you trust the file, save its state_dict() alone"
+        )
+    if isinstance(tree, dict) and tree:
+        kinds = [f"{str(k)[:40]} ({v.kind if isinstance(v, _Inert) else type(v).__name__})" for k, v in tree.items()]
+        return ValueError(f"no entry of it is a tensor by name, or a dict of such: {', '.join(kinds[:8])}")
+    return ValueError(f"it holds {f'a {type(tree).__name__}' if tree else 'nothing'}, no dict of tensors")
 
 
 def _array(tensor: _Tensor, storage: Callable[[_Storage], np.ndarray]) -> np.ndarray:
@@ -171,16 +262,15 @@ def _legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
             raise ValueError("it does not start as torch's files do")
         reader = _Reader(file)
         found = reader.load()
-        dtypes = _storages(found)
-        data = {}
+        places = {}
         for key in _Reader(file).load():
             count = int.from_bytes(file.read(8), "little")
-            size = count * dtypes[key].itemsize
-            if size > path.stat().st_size:
+            places[key] = file.tell(), count
+            if file.seek(count * reader.dtypes[key].itemsize, os.SEEK_CUR) > path.stat().st_size:
                 raise ValueError("it is cut")
-            data[key] = np.frombuffer(file.read(size), dtypes[key], count)
-    return found, lambda of: data[of.key]
 
+    def storage(of: _Storage) -> np.ndarray:
+        offset, count = places[of.key]
+        return np.fromfile(path, of.dtype, count, offset=offset)
 
-def _storages(found: Any) -> Mapping[str, np.dtype]:
-    return {tensor.storage.key: tensor.storage.dtype for tensor in _state_dict(found).values()}
+    return found, storage
