@@ -17,7 +17,7 @@ from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make
 from jaxdiff.config_files import read_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet, safetensors
-from jaxdiff.interop.openai import FLAGS, openai_diffusion, unknown_network
+from jaxdiff.interop.openai import openai_diffusion, unknown_network
 from jaxdiff.interop.schedulers import Scheduler, refuse_other_counts, scheduler_file, scheduler_from_config
 from jaxdiff.interop.weights import read_file
 from jaxdiff.pictures import write_whole
