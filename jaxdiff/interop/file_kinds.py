@@ -75,9 +75,7 @@ def _text(head: bytes, size: int) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         found = re.search(rb"^size (\d{1,20})$", head, re.MULTILINE)
         true_size = f" ({int(found[1]):,} bytes)" if found else ""
-        return (
-            f"is a pointer of Git LFS, not the file itself{true_size}: run `git lfs pull` in its clone, or download it"
-        )
+        return f"is a pointer of Git LFS, not the file itself{true_size}: run `git lfs pull` in its clone"
     if b"/annex/objects/" in head[:200]:
         return "is a pointer of git-annex, not the file itself: run `git annex get` in its clone"
     if re.match(rb"<(!doctype html|html|head|!--|script)", head, re.IGNORECASE):
@@ -87,7 +85,7 @@ def _text(head: bytes, size: int) -> str | None:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # a letter may be cut at the end
+        if error.start == 0 or error.start < len(head) - 3:  # a letter may be cut at the end
             return None
         text = head[: error.start].decode()
     if not text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():

@@ -229,16 +229,12 @@ def load(
     """
     wanted = dict(leaf_paths(params))
     used = {source.name for source in table.values()}
-    if not used & tensors.keys():
-        some, others = (", ".join([*sorted(group)[:3], "..."]) for group in (tensors, used))
-        raise UserError(f"{where} does not fit its config; all tensors are wrong: it has {some}, not {others}")
-    problems = [f"missing: {name}" for name in sorted(used - tensors.keys())]
-    problems += [f"unknown: {name} {list(tensors[name].shape)}" for name in sorted(tensors.keys() - used)]
-    problems += _misshapen(wanted, table, tensors)
-    if problems:
-        count, more = len(problems), [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
-        listed = "; ".join([*problems[:20], *more])
-        raise UserError(f"{where} does not fit its config; {count} tensors are wrong: {listed}")
+    missing = [f"missing: {name}" for name in sorted(used - tensors.keys())]
+    unknown = [f"unknown: {name} {list(tensors[name].shape)}" for name in sorted(tensors.keys() - used)]
+    if problems := [*missing, *unknown, *_misshapen(wanted, table, tensors)]:
+        none = f", none is right (it has {', '.join([*tensors][:3])})" if len(missing) == len(used) else ""
+        count = len(problems)
+        raise UserError(f"{where} does not fit its config{none}; {count} tensors are wrong: {'; '.join(problems)}")
 
     def place(path: str, target: Any) -> Any:
         source = table[path]

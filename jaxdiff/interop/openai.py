@@ -114,7 +114,7 @@ def read_openai(
 def unknown_network(tensors: Mapping[str, Any]) -> str:
     """What a file's tensors are of, and what to do, to follow its name in a message."""
     if any(name.endswith(DIFFUSERS_ANCHOR) for name in tensors):
-        return "is a network of diffusers: give the folder that it lies in, with its config.json"
+        return "is a network of diffusers: give the folder that it lies in, with the config.json of its unet"
     some = ", ".join(name[:80] for name in [*tensors][:3]) + (", ..." if len(tensors) > 3 else "")
     known = any(name.endswith(ANCHOR) for name in tensors)
     what = "says nothing of its network" if known else f"is of no network that is known here (it has {some})"

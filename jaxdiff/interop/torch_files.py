@@ -162,8 +162,8 @@ def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
         else:
             found, storage = _legacy(path)
         dicts = _state_dicts(found)
-        if len(dicts) == 1:
-            dicts = {"": next(iter(dicts.values()))}
+        if len(dicts) == 1 and not (only := next(iter(dicts.values()))).keys() <= {*map(str, range(len(only)))}:
+            dicts = {"": only}  # not a list, whose place is all the name there is
         return {
             f"{where}/{name}" if where else name: _array(tensor, storage)
             for where, tensors in dicts.items()
@@ -186,7 +186,7 @@ def _state_dicts(tree: Any) -> dict[str, dict[str, _Tensor]]:
     """The dicts of tensors, and the lists, in a tree of dicts, by where they are, "a/b"."""
     found: dict[str, dict[str, _Tensor]] = {}
     known: dict[int, dict[str, _Tensor]] = {}
-    todo, optimizers = [("", tree)], []
+    todo, optimizers = [("", tree)] if isinstance(tree, dict | list) else [], []
     for where, node in todo:
         if id(node) not in known:  # a pickle may hold a dict twice, or in itself
             entries = list(node.items() if isinstance(node, dict) else enumerate(node))

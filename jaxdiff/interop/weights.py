@@ -98,7 +98,7 @@ def _groups(folder: Path, found: Iterable[str]) -> dict[tuple[str, str, str], tu
     for name in found:
         if (m := _INDEX.fullmatch(name)) and (folder / name).is_file():
             key = (m["stem"], m["variant"] or m["older"] or "", m["format"])
-            if key not in groups or re.search(r"-of-\d{5}\.", groups[key][0][0].name):  # not beside a whole file
+            if all("-of-" in path.name for path in groups.get(key, ([], []))[0]):  # not beside a whole file
                 try:
                     groups[key] = safetensors.index_files(folder / name), []
                 except UserError as error:
@@ -151,8 +151,9 @@ def unwrapped(tensors: Mapping[str, np.ndarray], anchor: str, where: str, notes:
       UserError: several networks, none of them averaged or more than one.
 
     >>> said = []
-    >>> sorted(unwrapped({"model.a.w": 1, "ema.a.w": 2, "ema.b": 3, "model.b": 4}, "a.w", "x.pt", said).values()), said
-    ([2, 3], ["averaged weights: those under 'ema.', not those under 'model.'"])
+    >>> tensors = dict.fromkeys(("model.a.w", "model.b", "ema.a.w", "ema.b"), np.zeros(1))
+    >>> list(unwrapped(tensors, "a.w", "x.pt", said)), said
+    (['a.w', 'b'], ["averaged weights: those under 'ema.', not those under 'model.'"])
     """
     prefixes = [name.removesuffix(anchor) for name in tensors if re.search(rf"(^|[./]){re.escape(anchor)}$", name)]
     averaged = [prefix for prefix in prefixes if _AVERAGED.search(prefix) and not _ONLINE.search(prefix)]
