@@ -12,10 +12,10 @@ Norms and softmax are float32 whatever the compute dtype.
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxdiff.models import ops
 from jaxdiff.models.layers import ZEROS, Image, Norm, fan_average, group_norm
 
 Features = Float[Array, "batch tokens features"]
@@ -37,12 +37,14 @@ class Attention(nn.Module):
       dtype: compute dtype.
       bias: of query, key and value (proj has one in any case).
       causal: token i attends to tokens 0..i alone.
+      zero: start proj at zero.
     """
 
     heads: int
     dtype: Any
     bias: bool = False
     causal: bool = False
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Features, context: Others, mask: Mask = None) -> Features:
@@ -55,9 +57,10 @@ class Attention(nn.Module):
 
         query, key, value = project("query", x), project("key", context), project("value", context)
         seen = None if mask is None else mask[:, None, None, :]
-        y = jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=self.causal)
+        y = ops.attention(query, key, value, seen, causal=self.causal)
         y = y.reshape(batch, tokens, features)
-        return nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="proj")(y)
+        init = ZEROS if self.zero else fan_average
+        return nn.Dense(features, dtype=self.dtype, kernel_init=init, name="proj")(y)
 
 
 class CrossBlock(nn.Module):

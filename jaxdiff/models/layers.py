@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from jaxdiff.models import ops
 from jaxdiff.models.conditions import VECTORS, Cond, by_name
-from jaxdiff.models.winograd import Conv3x3
 
 TimeInjection = Literal["add", "scale_shift"]
 Padding = Literal["end", "both"]
@@ -96,6 +96,29 @@ def group_norm(x: Image, name: str, norm: Norm) -> Image:
     return layer(x).astype(x.dtype)
 
 
+class Conv3x3(nn.Module):
+    """A 3x3 convolution of stride 1 and padding 1, see `ops.conv3x3`; parameters are those of `nn.Conv`.
+
+    Attributes:
+      channels: output channels.
+      dtype: compute dtype.
+      kernel_init: of the kernel.
+    """
+
+    channels: int
+    dtype: Any
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, x: Image) -> Float[Array, "batch h w channels"]:
+        """Convolve x."""
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.channels), jnp.float32)
+        bias = self.param("bias", ZEROS, (self.channels,), jnp.float32)
+        x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
+        y = ops.conv3x3(x, kernel, self.get_variable("winograd", "weights"))  # None unless `winograd.prepared`
+        return y + bias.reshape(1, 1, 1, -1)
+
+
 def conv3x3(
     channels: int,
     dtype: Any,
@@ -104,13 +127,12 @@ def conv3x3(
     stride: int = 1,
     padding: Padding = "end",
     zero: bool = False,
-    winograd: bool = False,
 ) -> nn.Module:
     """A 3x3 convolution, `zero`-initialised or not; strided, it pads at the "end" (DDPM) or on "both" sides (ADM)."""
-    pads: Any = ((0, 1), (0, 1)) if stride == 2 and padding == "end" else 1
     init = ZEROS if zero else fan_average
-    if winograd:  # stride 1
+    if stride == 1:
         return Conv3x3(channels, dtype, init, name=name)
+    pads: Any = ((0, 1), (0, 1)) if padding == "end" else 1
     return nn.Conv(channels, (3, 3), stride, pads, dtype=dtype, kernel_init=init, name=name)
 
 
@@ -262,12 +284,14 @@ class Embedding(nn.Module):
       num_classes: 0 for none; otherwise the table has one row more, the last, for "no class".
       frequency_shift: of `timestep_embedding`.
       features: of the embedding; None for 4 times the sinusoids.
+      classes_std: of a new table's entries.
     """
 
     channels: int
     num_classes: int
     frequency_shift: int = 1
     features: int | None = None
+    classes_std: float = 1.0
 
     @nn.compact
     def __call__(self, t: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
@@ -278,7 +302,7 @@ class Embedding(nn.Module):
         emb = nn.Dense(features, kernel_init=fan_average, name="dense1")(emb)
         emb = nn.Dense(features, kernel_init=fan_average, name="dense2")(nn.silu(emb))
         if self.num_classes:
-            init = nn.initializers.normal(1.0)
+            init = nn.initializers.normal(self.classes_std)
             emb += nn.Embed(self.num_classes + 1, features, embedding_init=init, name="classes")(cond["label"])
         for name in VECTORS:
             if name in cond:
@@ -300,7 +324,6 @@ class ResBlock(nn.Module):
       dtype: compute dtype.
       resample: None, or ADM's "down" (average) and "up" (nearest) inside the block, on both branches.
       norms: groups and epsilon of the norms.
-      winograd: whether 3x3 convolutions may be done so, see `jaxdiff.models.winograd`.
     """
 
     channels: int
@@ -309,7 +332,6 @@ class ResBlock(nn.Module):
     dtype: Any
     resample: Literal["down", "up"] | None = None
     norms: Norm = Norm()
-    winograd: bool = False
 
     @nn.compact
     def __call__(self, x: Image, emb: Float[Array, "batch features"] | None, dropout_keys: Keys = None) -> Array:
@@ -320,14 +342,14 @@ class ResBlock(nn.Module):
         else:
             if self.resample == "down":
                 h, x = downsample_average(h), downsample_average(x)
-            h = conv3x3(self.channels, self.dtype, "conv1", winograd=self.winograd)(h)
+            h = conv3x3(self.channels, self.dtype, "conv1")(h)
 
         if emb is None:
             h = group_norm(h, "norm2", self.norms)
         else:
             h = self._norm_with_time(h, emb)
         h = Dropout(self.dropout, name="dropout")(nn.silu(h), dropout_keys)
-        h = conv3x3(self.channels, self.dtype, "conv2", zero=True, winograd=self.winograd)(h)
+        h = conv3x3(self.channels, self.dtype, "conv2", zero=True)(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_average, name="shortcut")(x)
         return x + h
@@ -366,5 +388,5 @@ class SelfAttention(nn.Module):
             nn.Dense(c, dtype=self.dtype, kernel_init=fan_average, name=name)(y).reshape(heads)
             for name in ("query", "key", "value")
         )
-        y = jax.nn.dot_product_attention(query, key, value).reshape(batch, h, w, c)
+        y = ops.attention(query, key, value).reshape(batch, h, w, c)
         return x + nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="proj")(y)

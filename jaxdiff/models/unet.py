@@ -137,7 +137,6 @@ class UNet(nn.Module):
     frequency_shift: Literal[1, 0] = Model.frequency_shift
     dtype: Literal["float32", "bfloat16"] = Model.dtype
     remat: bool = Model.remat
-    winograd: bool = False
 
     @nn.compact
     def __call__(
@@ -204,7 +203,7 @@ class UNet(nn.Module):
     def _block(self, name, level, resample, h, emb, dropout_keys):
         block = nn.remat(ResBlock) if self.remat else ResBlock
         channels = self.channels * self.channel_mults[level]
-        how = (self.time_injection, self.dropout, self.dtype, resample, self._norm(), self.winograd)
+        how = (self.time_injection, self.dropout, self.dtype, resample, self._norm())
         return block(channels, *how, name=name)(h, emb, dropout_keys)
 
     def _attention(self, name, level, h, cond, always=False):

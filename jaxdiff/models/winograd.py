@@ -5,7 +5,7 @@ With an image cut into overlapping tiles d of 6x6 pixels, 4x4 of them new, a ker
     (1)  y = A^T [(G g G^T) * (B^T d B)] A        * elementwise, summed over input channels: F(4x4, 3x3)
 
 is the 4x4 block of the convolution, in 36 products for 144. The other transforms are additions, whose cost is repaid
-where there are many channels and tiles. An XLA for TPUs or GPUs has better ways; the switch is `UNet.winograd`.
+where there are many channels and tiles. `ops` says where that is.
 
 Source: Lavin and Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4.
 """
@@ -14,7 +14,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,56 +45,32 @@ _A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1,
 def prepared(params: Mapping[str, Any]) -> dict[str, Any]:
     """The variables of a network with its kernels transformed, to be made once for many calls of `apply`.
 
-    Inside a `scan` a kernel would be transformed at every step: XLA for CPUs does not move it out.
+    Inside a `scan` a kernel would be transformed at every step: XLA for CPUs does not move it out. To be called in the
+    program that uses them: what no layer asks for is left out of it, which is all of it but on CPUs.
 
     Args:
-      params: of a `UNet` with winograd.
+      params: of any network; transformed are 3x3 kernels of so many channels that it pays on large images.
 
-    >>> variables = prepared({"conv1": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.ones(1)}})
-    >>> variables["winograd"]["conv1"]["weights"].shape
-    (36, 1, 1)
+    >>> variables = prepared({name: {"kernel": jnp.ones((3, 3, c, 32))} for name, c in (("conv1", 3), ("conv2", 32))})
+    >>> {name: leaf["weights"].shape for name, leaf in variables["winograd"].items()}
+    {'conv2': (36, 32, 32)}
     """
 
     def weights(tree: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {name: weights(sub) for name, sub in tree.items() if isinstance(sub, Mapping)}
-        if getattr(tree.get("kernel"), "shape", ())[:2] == (3, 3):
+        inner = {name: weights(sub) for name, sub in tree.items() if isinstance(sub, Mapping)}
+        found: dict[str, Any] = {name: sub for name, sub in inner.items() if sub}
+        shape = getattr(tree.get("kernel"), "shape", ())
+        if len(shape) == 4 and shape[:2] == (3, 3) and pays(*shape[2:]):
             found["weights"] = transform(tree["kernel"])
         return found
 
-    return {"params": params, "winograd": weights(params)}
+    found = weights(params)
+    return {"params": params, "winograd": found} if found else {"params": params}
 
 
-class Conv3x3(nn.Module):
-    """A 3x3 convolution of stride 1 and padding 1, by eq. (1) where that is quicker on a CPU.
-
-    That is on float32 images of 16 pixels a side and more. Parameters are those of `nn.Conv`, `kernel` and `bias`.
-
-    Attributes:
-      channels: output channels.
-      dtype: compute dtype.
-      kernel_init: of the kernel.
-    """
-
-    channels: int
-    dtype: Any
-    kernel_init: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w channels"]:
-        """Convolve x."""
-        h, w, c = x.shape[1:]
-        kernel = self.param("kernel", self.kernel_init, (3, 3, c, self.channels), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,), jnp.float32)
-        x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
-        if min(h, w) < LEAST_SIDE or min(c, self.channels) < LEAST_CHANNELS or x.dtype != jnp.float32:
-            y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        else:
-            y = convolve(x, self._weights(kernel))
-        return y + bias.reshape(1, 1, 1, -1)
-
-    def _weights(self, kernel: Array) -> Array:
-        known = self.has_variable("winograd", "weights")
-        return self.get_variable("winograd", "weights") if known else transform(kernel)
+def pays(c_in: int, c_out: int) -> bool:
+    """Whether there are channels enough for it to be quicker than XLA's convolution on a CPU."""
+    return min(c_in, c_out) >= LEAST_CHANNELS
 
 
 def transform(kernel: Float[Array, "3 3 c o"]) -> Float[Array, "36 c o"]:
@@ -105,6 +80,7 @@ def transform(kernel: Float[Array, "3 3 c o"]) -> Float[Array, "36 c o"]:
     return (g @ kernel.reshape(9, c * o)).reshape(TILE * TILE, c, o)
 
 
+@jax.jit  # inlined by XLA; traced once for all layers of a shape
 def convolve(x: Float[Array, "b h w c"], weights: Float[Array, "36 c o"]) -> Float[Array, "b h w o"]:
     """The 3x3 convolution of stride 1 and padding 1 of images of any size, eq. (1).
 

@@ -158,6 +158,6 @@ def test_unet_has_the_fields_of_its_options_and_their_defaults():
     """The two lists of fields, which a Linen module and a frozen dataclass cannot share."""
     net = UNet(3)
     assert {name: getattr(net, name) for name in vars(Model())} == vars(Model())
-    own = {"out_channels", "winograd", "parent", "name"}
+    own = {"out_channels", "parent", "name"}
     assert UNet.__dataclass_fields__.keys() - own == vars(Model()).keys()
     assert {f: UNet.__annotations__[f] for f in vars(Model())} == Model.__annotations__

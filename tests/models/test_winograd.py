@@ -1,16 +1,15 @@
-"""Winograd's convolution against XLA's: values, gradients, what it is not for, a whole network, sampling with it."""
+"""Winograd's convolution against XLA's: values, gradients, where it is used, a whole network, sampling with it."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from jaxdiff.builders import build_denoiser
-from jaxdiff.config import Config, Model
-from jaxdiff.models import UNet, winograd
+from jaxdiff.models import UNet, layers, ops, winograd
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 # Programs that run once: compiling them plainly takes half the time.
@@ -44,19 +43,41 @@ def test_values_and_gradients_are_those_of_the_convolution(dtype, bound, size):
             np.testing.assert_allclose(a, b, rtol=0, atol=bound * 6 * np.abs(b).max())
 
 
+def lowered(platform, fn, *args):
+    return jax.jit(fn).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+@pytest.mark.parametrize("derive", [lambda loss: loss, lambda loss: jax.grad(loss, (0, 1))])
+def test_the_platform_that_a_program_is_for_decides(platform, derive):
+    """On a machine without TPUs too, where their programs are compiled for planning; forward and backward."""
+
+    def loss(x, kernel):
+        return jnp.sum(ops.conv3x3(x, kernel) ** 2)
+
+    text = lowered(platform, derive(loss), jnp.ones((2, 16, 16, 32)), jnp.ones((3, 3, 32, 32)))
+    assert ("stablehlo.dot_general" in text, "stablehlo.convolution" in text) == (platform == "cpu", platform != "cpu")
+
+
 @pytest.mark.parametrize(
     ("shape", "channels", "dtype"),
     [
         ((1, 16, 16, 3), 32, "float32"),
         ((1, 8, 8, 32), 32, "float32"),
+        ((1, 32, 8, 32), 32, "float32"),
         ((1, 16, 16, 32), 32, "bfloat16"),
         ((1, 16, 16, 32), 16, "float32"),
     ],
 )
-def test_what_it_is_not_for_is_left_to_xla(shape, channels, dtype):
-    layer = winograd.Conv3x3(channels, dtype, jax.nn.initializers.ones)
-    names = str(jax.make_jaxpr(lambda key, x: layer.init_with_output(key, x)[0])(KEYS[0], jnp.ones(shape)))
-    assert "conv_general_dilated" in names and "dot_general" not in names
+def test_what_it_is_not_for_is_the_plain_program(shape, channels, dtype):
+    """Bit for bit that of nn.Conv: a network of small images is what it was before there was a choice."""
+    args = {"dtype": jnp.dtype(dtype), "kernel_init": jax.nn.initializers.normal()}
+    pair = layers.Conv3x3(channels, **args), nn.Conv(channels, (3, 3), padding=1, **args)
+    x = jax.random.normal(KEYS[0], shape)
+    plain, ours = (jit(net.init_with_output)(KEYS[1], x)[0] for net in pair)
+    np.testing.assert_array_equal(plain, ours)
+    names = str(jax.make_jaxpr(lambda x: pair[0].init_with_output(KEYS[1], x)[0])(x))
+    assert "conv_general_dilated" in names and "platform" not in names
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +87,43 @@ def network():
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(net.init, KEYS[1], x, t)["params"]
     params = jax.tree.map(lambda p: jnp.asarray(0.2 * generator.standard_normal(p.shape), p.dtype), shapes)
-    other = net.clone(winograd=True)
-    assert jax.tree.structure(jax.eval_shape(other.init, KEYS[1], x, t)["params"]) == jax.tree.structure(params)
-    return net, other, params, (x, t)
+    return net, params, (x, t)
 
 
-def test_a_network_computes_the_same(network):
-    net, other, params, inputs = network
+def test_a_network_computes_the_same(network, monkeypatch):
+    net, params, inputs = network
     variables = {"params": params}
-    programs = [
-        str(jax.make_jaxpr(model.apply)(variables, *inputs)).count("conv_general_dilated") for model in (net, other)
-    ]
-    assert programs[0] > programs[1] > 0
-    exact, found = (jit(model.apply)(variables, *inputs) for model in (net, other))
+    found, again = (
+        jit(lambda v, *inputs: net.apply(v, *inputs))(v, *inputs) for v in (variables, winograd.prepared(params))
+    )
+    few = lowered("cpu", net.apply, variables, *inputs).count("stablehlo.convolution")
+    monkeypatch.setattr(winograd, "LEAST_SIDE", 1000)
+    many = lowered("cpu", lambda *args: net.apply(*args), variables, *inputs).count("stablehlo.convolution")
+    exact = jit(lambda v, *inputs: net.apply(v, *inputs))(variables, *inputs)
+    assert many > few > 0
     np.testing.assert_allclose(found, exact, atol=1e-5 * float(jnp.abs(exact).max()))
-    again = jit(other.apply)(winograd.prepared(params), *inputs)
     np.testing.assert_allclose(again, found, atol=1e-6 * float(jnp.abs(exact).max()))
 
 
 def test_kernels_are_transformed_once_however_many_steps(network):
-    """A denoiser's calls, as in a sampler's loop, hold no product with G; making it holds one a kernel."""
-    *_, params, (x, t) = network
-    config = Config(model=Model(channels=32, channel_mults=(1,), blocks=1, attention_resolutions=(), winograd=True))
+    """The body of a loop over times, as in a sampler, holds no product with G; the program before it one a kernel."""
+    net, params, (x, t) = network
 
     def steps(params, x):
-        denoise = build_denoiser(config, config.sampling, UNet(3, **vars(config.model)), params, None, 1.0)
-        return lax.scan(lambda x, t: (denoise(x, t).x_0, None), x, t)[0]
+        variables = winograd.prepared(params)
+        return lax.scan(lambda x, t: (net.apply(variables, x, jnp.full(2, t)), None), x, t)[0]
 
-    def transforms(jaxpr):
+    def count(jaxpr):
         own = [e for e in jaxpr.eqns if e.primitive.name == "dot_general" and e.invars[0].aval.shape == (36, 9)]
-        inner = [e.params["jaxpr"].jaxpr for e in jaxpr.eqns if e.primitive.name in ("scan", "jit")]
-        return len(own), sum(sum(transforms(body)) for body in inner)
+        return len(own) + sum(count(getattr(v, "jaxpr", v)) for e in jaxpr.eqns for v in inner(e))
 
-    outside, inside = transforms(jax.make_jaxpr(steps)(params, x).jaxpr)
-    assert (outside > 0, inside) == (True, 0)
+    def inner(equation):
+        return [v for v in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")) if hasattr(v, "eqns")]
+
+    jaxpr = jax.make_jaxpr(steps)(params, x).jaxpr
+    inside = sum(count(v.jaxpr) for e in jaxpr.eqns if e.primitive.name == "scan" for v in inner(e))
+    assert (count(jaxpr) > 0, inside) == (True, 0)
+
+
+def test_nothing_is_prepared_where_nothing_is_gained():
+    assert winograd.prepared({"conv1": {"kernel": jnp.ones((3, 3, 8, 64))}}).keys() == {"params"}

@@ -1,0 +1,66 @@
+"""What one backend does otherwise than another: chosen here alone, by the platform that a program is lowered for.
+
+Not by where it is traced: a program for TPUs may be compiled on a machine that has none, and one process may have
+devices of two kinds. So all ways are traced, and lowering keeps one (`jax.lax.platform_dependent`). Shapes that no
+backend does otherwise have one way only, and their programs are as if this file were not there.
+
+| | CPU | GPU | TPU |
+|---|---|---|---|
+| 3x3 convolution, float32, many pixels and channels | Winograd's | XLA's | XLA's |
+| attention in half precision, no mask | XLA's | cuDNN's | XLA's |
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxdiff.models import winograd
+
+
+def conv3x3(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c o"], weights: Float[Array, "36 c o"] | None = None
+) -> Float[Array, "b h w o"]:
+    """The 3x3 convolution of stride 1 and padding 1.
+
+    Args:
+      x: images.
+      kernel: of x's dtype.
+      weights: the transformed kernel where it is known, see `winograd.prepared`.
+
+    >>> conv3x3(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
+    [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+    """
+    h, w, c = x.shape[1:]
+    if min(h, w) < winograd.LEAST_SIDE or x.dtype != jnp.float32 or not winograd.pays(c, kernel.shape[-1]):
+        return _direct(x, kernel, weights)
+    return lax.platform_dependent(x, kernel, weights, cpu=_winograd, default=_direct)
+
+
+def _direct(x: Array, kernel: Array, weights: Array | None) -> Array:
+    del weights
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _winograd(x: Array, kernel: Array, weights: Array | None) -> Array:
+    return winograd.convolve(x, winograd.transform(kernel) if weights is None else weights)
+
+
+def attention(
+    query: Float[Array, "b tokens heads d"],
+    key: Float[Array, "b others heads d"],
+    value: Float[Array, "b others heads d"],
+    mask: Bool[Array, "b #heads #tokens others"] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Array, "b tokens heads d"]:
+    """softmax(query key^T / sqrt(d)) value, the softmax in float32.
+
+    Args:
+      query: of every token.
+      key: of what is attended to.
+      value: likewise.
+      mask: what counts; None: all.
+      causal: token i attends to 0..i alone.
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
