@@ -3,6 +3,7 @@
 from jaxdiff.family import Family
 from jaxdiff.models.autoencoder import Autoencoder as Autoencoder
 from jaxdiff.models.classifier import Classifier as Classifier
+from jaxdiff.models.dit import DiT as DiT
 from jaxdiff.models.inception import Inception as Inception
 from jaxdiff.models.network import NetworkOptions as NetworkOptions
 from jaxdiff.models.text_encoder import TextEncoder as TextEncoder
@@ -10,5 +11,5 @@ from jaxdiff.models.unet import Model as Model
 from jaxdiff.models.unet import UNet as UNet
 from jaxdiff.models.unet import check as check
 
-NETWORKS = Family("network", {"unet": Model})
+NETWORKS = Family("network", {"unet": Model, "dit": DiT})
 NetworkOptions.family = NETWORKS

@@ -1,0 +1,231 @@
+"""The diffusion transformer (DiT): patches as tokens, blocks modulated by time and class (adaLN-Zero).
+
+References:
+  DiT:    Peebles, Xie, Scalable Diffusion Models with Transformers, 2023.
+  PixArt: Chen et al., PixArt-alpha, 2023, section 2.3: cross-attention to a text.
+
+With e the embedding of time, class and vectors, and LN a LayerNorm without parameters, a block is
+
+    a_1, b_1, g_1, a_2, b_2, g_2 = W silu(e)                                                        (1)
+    x <- x + g_1 attention(LN(x) (1 + b_1) + a_1)                                                   (2)
+    x <- x + cross_attention(x, text), where there is a text                                        (3)
+    x <- x + g_2 mlp(LN(x) (1 + b_2) + a_2)                                                         (4)
+
+W, the projection of (3) and the last layer start at zero, so that each block is at first the identity, and a new
+network predicts zero. Blocks are one `scan` over parameters stacked along a first axis: a program of 28 blocks is as
+long, and compiles as quickly, as one of 2.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxdiff.models import conditions
+from jaxdiff.models.attention import Attention, Features, Mask, Others
+from jaxdiff.models.conditions import Cond
+from jaxdiff.models.layers import ZEROS, Dropout, Embedding, Keys, depth_to_space, fan_average, space_to_depth
+from jaxdiff.models.network import NetworkOptions
+
+SINUSOIDS = 256  # of the time, at any width
+
+
+@dataclasses.dataclass(frozen=True)
+class DiT(NetworkOptions):
+    """The diffusion transformer, see jaxdiff.models.dit."""
+
+    patch: int = 2
+    """Side of the squares of pixels that are a token each."""
+    width: int = 384
+    """Features of a token, a multiple of 4."""
+    depth: int = 12
+    """Blocks."""
+    num_heads: int = 6
+    """Attention heads, a divisor of the width."""
+    mlp_ratio: int = 4
+    """Features inside a block's MLP, as a multiple of the width."""
+    dropout: float = 0.0
+    """Dropout rate of what attention and MLP add."""
+    num_classes: int = 0
+    """Classes to condition on; 0 for an unconditional model."""
+    frequency_shift: Literal[0, 1] = 0
+    """Time embedding's lowest frequency: 0 as DiT, 1 as diffusers computes it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What to compute in; parameters, norms, softmax, embeddings and output are float32."""
+    remat: bool = False
+    """Compute activations again in the backward pass rather than keep them."""
+
+    def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
+        """Refuse options that do not fit each other, the images or the conditions.
+
+        Args:
+          shape: of x, (h, w, c).
+          cond: names of the conditions, see `jaxdiff.models.conditions`.
+
+        Raises:
+          ValueError: what does not fit, and what would.
+
+        >>> DiT(patch=4).check((30, 32, 3))
+        Traceback (most recent call last):
+        ...
+        ValueError: patch is 4; it must divide the sides of the images, 30x32
+        """
+        for field, low, high in (
+            ("patch", 1, 64),
+            ("width", 4, 16384),
+            ("depth", 1, 1000),
+            ("num_heads", 1, 1024),
+            ("mlp_ratio", 1, 64),
+            ("num_classes", 0, 1_000_000),
+        ):
+            if not low <= getattr(self, field) <= high:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be in {low}..{high}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        for field, choices in (("frequency_shift", (0, 1)), ("dtype", ("float32", "bfloat16"))):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(map(str, choices))}"
+                )
+        if self.width % 4:
+            raise ValueError(f"width is {self.width}; it must be a multiple of 4 (sin and cos of rows and columns)")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads is {self.num_heads}; it must divide the width, {self.width}")
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"images have shape {tuple(shape)}; it must be (h, w, c), all positive")
+        if shape[0] % self.patch or shape[1] % self.patch:
+            raise ValueError(f"patch is {self.patch}; it must divide the sides of the images, {shape[0]}x{shape[1]}")
+        conditions.check_names(cond, self.num_classes)
+
+    def module(self, out_channels: int) -> "DiTModule":
+        """The network of these options."""
+        return DiTModule(out_channels, self)
+
+
+def positions(h: int, w: int, features: int) -> Float[np.ndarray, "tokens features"]:
+    """Fixed embeddings of a grid's places, row by row: sines and cosines of the column, then of the row.
+
+    Each with frequencies 10^(-4 i / (features / 4)), i from 0.
+
+    >>> positions(1, 2, 4).astype(float).round(3).tolist()
+    [[0.0, 1.0, 0.0, 1.0], [0.841, 0.54, 0.0, 1.0]]
+    """
+    frequencies = 10.0 ** (-4.0 * np.arange(features // 4) / (features // 4))
+    rows, columns = np.indices((h, w)).reshape(2, -1, 1) * frequencies
+    return np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1).astype(np.float32)
+
+
+def modulated(x: Features, shift: Array, scale: Array) -> Features:
+    """LN(x) (1 + scale) + shift, the norm in float32."""
+    layer = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32, use_fast_variance=False)
+    return (layer(x) * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Equations (1) to (4), as the body of a scan.
+
+    Attributes:
+      options: of the network.
+    """
+
+    options: DiT
+
+    @nn.compact
+    def __call__(
+        self, x: Features, index: Int[Array, ""], emb: Array, text: Others | None, mask: Mask, keys: Keys
+    ) -> tuple[Features, None]:
+        """Apply block number `index` to x under silu(e), and the text if there is one."""
+        width, dtype = self.options.width, self.options.dtype
+        if keys is not None:
+            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)  # or all blocks would drop the same places
+        each = nn.Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(each, 6, axis=-1)
+
+        y = modulated(x, shift1, scale1)
+        y = Attention(self.options.num_heads, dtype, bias=True, name="attention")(y, y)
+        x += gate1[:, None].astype(x.dtype) * Dropout(self.options.dropout, name="dropout1")(y, keys)
+        if text is not None:
+            heads = self.options.num_heads
+            x += Attention(heads, dtype, bias=True, zero=True, name="cross_attention")(x, text, mask)
+        y = modulated(x, shift2, scale2)
+        y = nn.Dense(self.options.mlp_ratio * width, dtype=dtype, kernel_init=fan_average, name="dense1")(y)
+        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(nn.gelu(y))
+        x += gate2[:, None].astype(x.dtype) * Dropout(self.options.dropout, name="dropout2")(y, keys)
+        return x, None
+
+
+class DiTModule(nn.Module):
+    """A diffusion transformer, from noisy images and times to an image-shaped prediction.
+
+    Attributes:
+      out_channels: channels of the prediction (twice the image's for a learned variance).
+      options: see `DiT`.
+
+    >>> net = DiT(width=8, depth=2, num_heads=2).module(3)
+    >>> x, t = jnp.zeros((2, 4, 8, 3)), jnp.zeros(2)
+    >>> params = net.init(jax.random.key(0), x, t)["params"]
+    >>> net.apply({"params": params}, x, t).shape
+    (2, 4, 8, 3)
+    """
+
+    out_channels: int
+    options: DiT
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch h w c"],
+        t: Float[Array, " batch"],
+        cond: Cond = None,
+        *,
+        dropout_keys: Keys = None,
+    ) -> Float[Array, "batch h w out_channels"]:
+        """Predict.
+
+        Args:
+          x: noisy images, in about [-1, 1] at t = 0.
+          t: noise time in [0, 1], one an image.
+          cond: conditions by name, see `jaxdiff.models.conditions`; integers alone are labels, floats alone a text.
+          dropout_keys: one key an example; None turns dropout off.
+
+        Returns:
+          The prediction, float32.
+
+        Raises:
+          ValueError: sizes that do not fit (see `DiT.check`); t not [batch]; conditions missing, unknown or misshapen.
+        """
+        options, (batch, h, w, c) = self.options, x.shape
+        cond = conditions.by_name(cond)
+        options.check((h, w, c), cond)
+        params = {} if self.is_initializing() else self.variables["params"]
+        channels = params["proj_in"]["kernel"].shape[0] // options.patch**2 if params else 0
+        conditions.check_arrays(cond, x, t, params, channels)
+        if "image" in cond:
+            x = jnp.concatenate([x, cond["image"].astype(x.dtype)], axis=-1)
+        size = {"frequency_shift": options.frequency_shift, "features": options.width, "classes_std": 0.02}
+        emb = nn.silu(Embedding(SINUSOIDS, options.num_classes, **size, name="embedding")(t, cond))
+
+        patches = space_to_depth(x, options.patch)
+        rows, columns = patches.shape[1:3]
+        tokens = patches.reshape(batch, rows * columns, -1)
+        y = nn.Dense(options.width, dtype=options.dtype, kernel_init=fan_average, name="proj_in")(tokens)
+        y += positions(rows, columns, options.width)[None].astype(y.dtype)
+        blocks = nn.scan(
+            nn.remat(Block, prevent_cse=False) if options.remat else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+            length=options.depth,
+        )
+        given = (emb, cond.get("text"), cond.get("mask"), dropout_keys if options.dropout else None)
+        y, _ = blocks(options, name="blocks")(y, jnp.arange(options.depth), *given)
+
+        shift, scale = jnp.split(nn.Dense(2 * options.width, kernel_init=ZEROS, name="modulation")(emb), 2, axis=-1)
+        y = modulated(y, shift, scale).astype(jnp.float32)
+        y = nn.Dense(options.patch**2 * self.out_channels, kernel_init=ZEROS, name="proj_out")(y)
+        return depth_to_space(y.reshape(batch, rows, columns, -1), options.patch)
