@@ -1,7 +1,7 @@
 """The DDPM CIFAR-10 U-Net, same weights, against diffusers on torch: forward, training step, 50-step DDIM, train.py.
 
     uv run --extra interop python -m benchmarks.against_torch TORCH_PYTHON [--pairs 7] [--compile]
-        [--only forward step ddim train] [--ways direct winograd]
+        [--only forward step ddim train]
 
 TORCH_PYTHON is a Python with torch and diffusers (scripts/make_interop_fixtures.py says how to make one). It runs in a
 process of its own, idle while JAX works; the sides take turns, and what counts is the median of the ratios of
@@ -22,7 +22,6 @@ from pathlib import Path
 
 BATCH, DDIM_BATCH, DDIM_STEPS, TRAIN_STEPS = 8, 4, 50, 16
 CASES = ("forward", "step", "ddim", "train")
-WAYS = ("direct", "winograd")
 
 
 def torch_side(folder: str, compiled: bool) -> None:
@@ -90,7 +89,7 @@ def torch_side(folder: str, compiled: bool) -> None:
         print(json.dumps(spent / TRAIN_STEPS if case == "train" else spent), flush=True)
 
 
-def jax_side(folder: str, winograd: bool) -> dict:
+def jax_side(folder: str) -> dict:
     """{case: a function that runs it and returns the seconds it took}."""
     from dataclasses import replace
 
@@ -109,7 +108,7 @@ def jax_side(folder: str, winograd: bool) -> dict:
     from jaxdiff.training.step import make_train_step
 
     found = read_unet(folder)
-    net, params = found.network.clone(winograd=winograd), jax.device_put(found.params)
+    net, params = found.network, jax.device_put(found.params)
     schedule = jd.schedules.linear(1000)
     key = jax.random.key(0)
     x, t = jax.random.normal(key, (BATCH, 32, 32, 3)), jnp.linspace(0.1, 1.0, BATCH)
@@ -131,16 +130,16 @@ def jax_side(folder: str, winograd: bool) -> dict:
 
     @jax.jit
     def draw(params, key):
-        variables = prepared(params) if winograd else {"params": params}
+        variables = prepared(params)
         denoise = jd.as_denoiser(lambda x_t, t, cond: net.apply(variables, x_t, t), schedule=schedule)
         times = jd.time_grid(schedule, DDIM_STEPS)
         keys = jd.sample_keys(key, DDIM_BATCH)
         return jd.sample(keys, denoise, jd.samplers.ddim(), shape=(32, 32, 3), times=times, schedule=schedule)
 
     data = replace(config.data, name="folder", path=f"{folder}/images")
-    model = replace(config.model, dropout=0.0, winograd=winograd)
+    model = replace(config.model, dropout=0.0)
     ours = replace(config, data=data, model=model, train=replace(config.train, batch_size=BATCH))
-    job = Job(ours, Path(folder, f"run{winograd}"), TRAIN_STEPS)
+    job = Job(ours, Path(folder, "run"), TRAIN_STEPS)
 
     def job_step():
         use_compilation_cache()  # each call starts anew and would compile anew; no case follows this one
@@ -186,7 +185,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="torch.compile on their side (minutes)")
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of our convolutions")
     arguments = parser.parse_args()
     from statistics import median
 
@@ -196,25 +194,19 @@ def main() -> None:
         export(folder)
         side = [arguments.torch_python, __file__, "--torch-side", folder, str(int(arguments.compile))]
         torch = subprocess.Popen(side, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        ours = {way: jax_side(folder, way == "winograd") for way in arguments.ways}
+        ours = jax_side(folder)
 
         def theirs(case: str) -> float:
             print(case, file=torch.stdin, flush=True)
             return json.loads(torch.stdout.readline())
 
-        head = ["case", "torch compiled s" if arguments.compile else "torch s"]
-        for way in ours:
-            head += [f"{way} s", "ratio"]
+        head = ["case", "torch compiled s" if arguments.compile else "torch s", "jaxdiff s", "ratio"]
         print(table(head, []), flush=True)
         for case in arguments.only:
-            compiling = [way[case]() for way in ours.values()]
-            compiling.append(theirs(case))
-            turns = [(theirs(case), *(way[case]() for way in ours.values())) for _ in range(arguments.pairs)]
-            times = [median(column) for column in zip(*turns, strict=True)]
-            cells = [case, f"{times[0]:.3f}"]
-            for i, time_ in enumerate(times[1:], 1):
-                cells += [f"{time_:.3f}", f"{median(turn[i] / turn[0] for turn in turns):.3f}"]
-            first = ", ".join(f"{x:.1f}" for x in compiling)
+            first = f"{ours[case]():.1f}, {theirs(case):.1f}"
+            turns = [(theirs(case), ours[case]()) for _ in range(arguments.pairs)]
+            times = [f"{median(column):.3f}" for column in zip(*turns, strict=True)]
+            cells = [case, *times, f"{median(mine / yours for yours, mine in turns):.3f}"]
             print(line(cells) + f"   first calls, torch's last: {first} s", flush=True)
         torch.stdin.close()
         torch.wait()

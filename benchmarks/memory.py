@@ -2,10 +2,10 @@
 
     JAX_PLATFORMS=cpu uv run python -m benchmarks.memory
 
-Each case is a process of its own: the step is compiled, the state made, then three steps run. What they need is the
+In a process of its own the step is compiled, the state made, then three steps run. What they need is the
 state (resident before) plus what the resident set's high-water mark rises by; XLA's figure is arguments, outputs and
 temporaries of the compiled step, in which donated buffers count once. A second copy of state or average would show.
-Linux only. The network is configs/cifar10.py's at 8 images a step, plainly and with --model.winograd.
+Linux only. The network is configs/cifar10.py's at 8 images a step.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from benchmarks.turns import table
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config
 from jaxdiff.data.description import Expected
-from jaxdiff.assembly.training_program import Program
 from jaxdiff.plan import step_memory
 
 STEPS = 3
@@ -58,22 +58,17 @@ def _status(name: str) -> int:
 def main() -> None:
     """Prints the table."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = []
-    for winograd in (False, True):
-        code = (
-            "import dataclasses, json; from benchmarks.memory import *; from configs.cifar10 import config;"
-            "train = dataclasses.replace(config.train, batch_size=8);"
-            f"model = dataclasses.replace(config.model, winograd={winograd});"
-            "config = dataclasses.replace(config, train=train, model=model);"
-            "print(json.dumps(measured(config, Expected((32, 32, 3), 0))))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        mib = [f"{found[name] / 2**20:,.0f}" for name in ("state", "plan", "measured")]
-        rows.append(
-            ["with winograd" if winograd else "cifar10, batch 8", *mib, f"{found['measured'] / found['plan']:.2f}"]
-        )
-    print(table(["", "state MiB", "XLA's plan MiB", "measured MiB", "ratio"], rows))
+    code = (
+        "import dataclasses, json; from benchmarks.memory import *; from configs.cifar10 import config;"
+        "train = dataclasses.replace(config.train, batch_size=8);"
+        "config = dataclasses.replace(config, train=train);"
+        "print(json.dumps(measured(config, Expected((32, 32, 3), 0))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    mib = [f"{found[name] / 2**20:,.0f}" for name in ("state", "plan", "measured")]
+    row = ["cifar10, batch 8", *mib, f"{found['measured'] / found['plan']:.2f}"]
+    print(table(["", "state MiB", "XLA's plan MiB", "measured MiB", "ratio"], [row]))
 
 
 if __name__ == "__main__":

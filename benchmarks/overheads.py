@@ -20,10 +20,10 @@ from jaxdiff.builders import build_model
 import jaxdiff as jd
 from benchmarks.turns import Job, ratio, start, table, take_turns
 from configs.digits import config
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.commands import use_compilation_cache
 from jaxdiff.data import sources
 from jaxdiff.data.batches import Batches
-from jaxdiff.assembly.training_program import Program
 
 CASES = ("memory", "grain", "sampling")
 BATCH, DDIM_STEPS, DDIM_TURNS = 16, 50, 9

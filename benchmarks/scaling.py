@@ -24,9 +24,9 @@ from jaxdiff.builders import build_model
 import jaxdiff as jd
 from benchmarks.turns import exponent, line, start, table, take_turns
 from configs.digits import config
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config
 from jaxdiff.data.description import Expected
-from jaxdiff.assembly.training_program import Program
 
 
 def step(changed: Config, side: int = 8) -> Callable[[], None]:

@@ -10,9 +10,9 @@ from statistics import median
 import jax
 import numpy as np
 
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config
 from jaxdiff.job import training as training_job
-from jaxdiff.assembly.training_program import Program
 from jaxdiff.training.state import TrainState
 
 

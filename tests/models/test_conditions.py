@@ -59,11 +59,11 @@ def unchecked_types(monkeypatch):
 
 
 def test_every_network_has_options_here():
-    assert OPTIONS.keys() == NETWORKS.keys()
-    assert all(type(options) is NETWORKS[name] for name, options in OPTIONS.items())
+    assert OPTIONS.keys() == NETWORKS.members.keys()
+    assert all(type(options) is NETWORKS.members[name] for name, options in OPTIONS.items())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 def test_every_condition_reaches_its_own_example_alone(name):
     y = np.asarray(program(name)(X, T, COND))
     assert y.shape == X.shape and np.all(np.isfinite(y))
@@ -74,13 +74,13 @@ def test_every_condition_reaches_its_own_example_alone(name):
         np.testing.assert_array_equal(found[1:], y[1:], err_msg=condition)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 def test_masked_tokens_are_not_seen(name):
     y, noise = program(name)(X, T, COND), COND["text"].at[:, 3].set(100.0)
     np.testing.assert_array_equal(program(name)(X, T, COND | {"text": noise}), y)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 def test_new_vectors_change_nothing_at_first(name):
     """So that a trained network may be given them: a guidance scale, a second time."""
     net, params = trained(name)
@@ -93,18 +93,18 @@ def test_new_vectors_change_nothing_at_first(name):
     np.testing.assert_array_equal(program(name).func(new, X, T, other), y)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 def test_a_bare_array_is_a_label_or_a_text(name):
     options = OPTIONS[name]
     for net, bare, named in (
         (options.module(5), COND["label"], {"label": COND["label"]}),
-        (NETWORKS[name](**vars(options) | {"num_classes": 0}).module(5), COND["text"], {"text": COND["text"]}),
+        (NETWORKS.members[name](**vars(options) | {"num_classes": 0}).module(5), COND["text"], {"text": COND["text"]}),
     ):
         first, second = (jax.eval_shape(net.init, KEY, X, T, cond) for cond in (bare, named))
         assert first == second
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 @pytest.mark.parametrize(
     ("changes", "right"),
     [
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused_in_one_line(name, changes, right, unchecke
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 def test_conditions_that_a_network_was_not_initialised_with_are_refused(name):
     net = OPTIONS[name].module(5)
     params = {"params": jax.eval_shape(net.init, KEY, X, T, COND["label"])["params"]}
@@ -140,7 +140,7 @@ def test_conditions_that_a_network_was_not_initialised_with_are_refused(name):
             jax.eval_shape(net.apply, params, X, T, {"label": COND["label"], condition: COND[condition]})
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS.members)
 def test_options_check_names(name):
     options = OPTIONS[name]
     options.check((8, 12, 5), COND)
@@ -152,7 +152,7 @@ def test_options_check_names(name):
         with pytest.raises(ValueError, match=right):
             options.check((8, 12, 5), cond)
     with pytest.raises(ValueError, match="label must be None"):
-        NETWORKS[name](**vars(options) | {"num_classes": 0}).check((8, 12, 5), ["label"])
+        NETWORKS.members[name](**vars(options) | {"num_classes": 0}).check((8, 12, 5), ["label"])
 
 
 def test_unet_has_the_fields_of_its_options_and_their_defaults():
