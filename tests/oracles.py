@@ -55,13 +55,13 @@ class GaussianMixture:
 
     def predict(self, x_t, m):
         """The same, of x_t [n, d] at one marginal and returned as (x_0, noise): for many dimensions."""
-        means, variances = jnp.asarray(self.means, x_t.dtype), jnp.asarray(self.scales**2, x_t.dtype)
+        means, variances = (jnp.asarray(a[None], x_t.dtype) for a in (self.means, self.scales**2))
         alpha, sigma = (jnp.asarray(a, x_t.dtype) for a in m)
         v = alpha**2 * variances + sigma**2
         safe = jnp.where(v > 0, v, 1.0)  # a point, without noise
         gap = x_t[:, None] - alpha * means
         share = gap / safe
-        logs = jnp.log(jnp.asarray(self.weights, x_t.dtype)) - 0.5 * jnp.sum(gap * share + jnp.log(safe), axis=-1)
+        logs = jnp.log(jnp.asarray(self.weights[None], x_t.dtype)) - 0.5 * jnp.sum(gap * share + jnp.log(safe), axis=-1)
         r = jax.nn.softmax(logs, axis=-1)[:, :, None]
         return jnp.sum(r * (means + alpha * variances * share), axis=1), sigma * jnp.sum(r * share, axis=1)
 
