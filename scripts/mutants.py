@@ -389,6 +389,8 @@ TRAPS = (
         "jaxdiff/losses/consistency.py",
         "gap = jnp.maximum(gap, 1.0 / FINEST)",
         "gap = jnp.maximum(gap, 0.0)",
+    ),
+    Trap(
         "One time as the default end of grids, whatever the schedule: sigma 8e-20 on EDM's",
         "tests/test_times.py::test_the_default_ends_are_noise_levels[edm]",
         "jaxdiff/times.py",
