@@ -26,6 +26,7 @@ import jaxdiff as jd
 from benchmarks import proof_page as page
 from benchmarks import step_time
 from benchmarks.proof_cases import CONTINUOUS, DISCRETE, FAMILIES, GRIDS, SAME, fine, fit, order_grid, walk
+from benchmarks.proof_few import few_rows
 from benchmarks.proof_laws import ON_THE_MIXTURE, consistency_rows, law_rows, mixture_rows
 from jaxdiff.process import PREDICTIONS
 from tests.losses.gaussian_bound import bound_bits, closed_form
@@ -169,6 +170,7 @@ PARTS: dict[str, Callable[[], list[dict]]] = {
     **{f"law of {name}": functools.partial(law_rows, name) for name in c.STOCHASTIC},
     **{f"mixture by {name}": functools.partial(mixture_rows, name) for name in ON_THE_MIXTURE},
     "law of lcm": consistency_rows,
+    "few steps": few_rows,
     "grids": grid_rows,
     "bound": bound_rows,
     "inversion": inversion_rows,
@@ -182,9 +184,10 @@ def fingerprint(part: str) -> str:
     """Of the code that a part's numbers come from: the core of the library, the closed forms, and this benchmark."""
     root = Path(__file__).parent.parent
     core = sorted((root / "jaxdiff").glob("s*/*.py")) + [root / "jaxdiff" / f"{m}.py" for m in ("process", "times")]
-    own = "_laws" if part.startswith(("law of", "mixture by")) else ""
+    own = "_laws" if part.startswith(("law of", "mixture by")) else "_few" if part == "few steps" else ""
     proof = [root / "benchmarks" / f"proof{file}.py" for file in ("_cases", own)]
     forms = [root / "tests" / "oracles.py", root / "tests" / "samplers" / "convergence.py"]
+    forms += [root / "tests" / "samplers" / "few_steps.py"] if part == "few steps" else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in core + proof + forms)).hexdigest()[:12]
 
 

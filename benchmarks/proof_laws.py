@@ -5,7 +5,6 @@ deviations are not independent of one another.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -23,7 +22,6 @@ NUM, CHUNK = 100_000, 1000
 LAW_STEPS = np.array([160, 224, 320, 448])
 SPARE = 12  # runs more than there are unknowns
 ENTRIES = 100_000  # of the tables on which weak orders are measured
-CLEAN = 0.002  # sigma of EDM's last time above 0 (Karras et al.); the default t_min would be sigma = 8e-20
 
 
 def batched_law(name: str, schedules: Sequence[jd.Schedule], max_steps: int) -> Callable:
@@ -169,7 +167,7 @@ def mixture_rows(name: str) -> list[dict]:
         n = steps[method.order]
         counts, found = [n, 2 * n][: 3 - method.order], []
         for count in counts:
-            cases = [(s, jd.time_grid(schedules[s], count, GRIDS[g], t_min=_t_min(s))[:-1]) for s, g in combos]
+            cases = [(s, jd.time_grid(schedules[s], count, GRIDS[g])[:-1]) for s, g in combos]
             drawn = samples(method.make, schedules, cases, MIXTURE, seed=count)
             found.append([deviation(x, schedules[s], times[-1]) for (s, times), x in zip(cases, drawn, strict=True)])
         for (schedule, grid), *each in zip(combos, *found, strict=True):
@@ -186,10 +184,6 @@ def deviation(x: np.ndarray, schedule: jd.Schedule, t: float) -> tuple[np.ndarra
     """Mean and covariance of x less those of the mixture at t, six numbers, and their standard errors."""
     m, (mean, covariance), (found, error) = c.at(schedule, t), MIXTURE.moments(), moments(x)
     return found - np.append(m.alpha * mean, m.alpha**2 * covariance + m.sigma**2 * np.eye(2)), error
-
-
-def _t_min(schedule: str) -> float | None:
-    return float(CONTINUOUS["edm"].time_of_log_snr(-2.0 * math.log(CLEAN))) if schedule == "edm" else None
 
 
 def consistency_rows() -> list[dict]:

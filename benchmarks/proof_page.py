@@ -55,6 +55,7 @@ def text(parts: dict[str, dict]) -> str:
     stated = {name: method.order for name, method in (ODE | ON_THE_MIXTURE).items()}
     blocks = [
         INTRODUCTION.format(seconds=round(sum(p["seconds"] for p in parts.values()) / 60), run=_run(parts, PARTS)),
+        *([_few(parts["few steps"]["rows"])] if "few steps" in parts else []),
         _orders(ode, stated, {"continuous schedules": ORDER_STEPS, "tables": TABLE_STEPS}),
         _errors(ode),
         _laws(laws, mixtures, parts.get("law of lcm"), stated, LAW_STEPS),
@@ -91,6 +92,53 @@ discrete schedules, entries of a table of 1000. The list is the ten times that A
 Diffusion, resampled.
 
 """
+
+
+FEW = """## Few steps, on hard data
+
+Orders say nothing of 5 to 50 steps. So every deterministic sampler runs on all thirteen schedules and seven grids at
+5, 8, 10, 20 and 50 steps beside DDIM at as many steps, on five sets that are hard (`HARD` in `tests/oracles.py`): a
+ring of eight Gaussians of widths 0.02 to 0.4, three far apart and wide, a point, a Gaussian of 64 dimensions of widths
+0.01 to 2, and a mixture in 16 dimensions. The reference is a Runge-Kutta solution of 3000 steps; errors are root mean
+squares over eight points of a set, in float64. That float32 gives the same within 1 % of the data, with the noise
+computed from x_0, is tested on four schedules (`tests/samplers/test_few_steps.py`).
+
+No method is to be worse than DDIM by more than 10 %. {bad} of {cases} cases are, the worst first:
+
+{worst}
+These no rule that sees the grid alone can have. In the far set (`sigmoid` with the list, whose first step is a leap of
+2.8 in log(alpha/sigma), `ve`, `flow(3)`) single points lie between two Gaussians, and a small error decides which one
+they fall to: one point of eight makes the whole difference, and it is luck that DDIM has it right. On `scaled_linear`
+at 50 steps all methods step by 1.55 to the last entry, at order 1: from the exact flow before that leap, to two digits
+the error of the methods above comes out, and DDIM's earlier errors happen to offset a part of it.
+
+The cases of each sampler that are worse than DDIM by 0 to 10 %, by more, and the typical (geometric mean) error over
+DDIM's:
+
+{table}"""
+
+
+def _few(rows: list[dict]) -> str:
+    names = list(dict.fromkeys(r["sampler"] for r in rows))
+    above = sorted((r for r in rows if "case" in r), key=lambda r: -r["ratio"])
+    bad = [r for r in above if r["ratio"] > 1.1]
+    steps = sorted({r["steps"] for r in rows if "steps" in r})
+    cells = []
+    for name in names:
+        ratios = [r["ratio"] for r in above if r["sampler"] == name]
+        means = []
+        for n in steps:
+            found = [r for r in rows if r["sampler"] == name and r.get("steps") == n]
+            sizes = [r["cases"] for r in found]
+            means.append(f"{np.exp(np.average(np.log([r['typical'] for r in found]), weights=sizes)):.2f}")
+        cells.append([f"`{name}`", str(sum(r <= 1.1 for r in ratios)), str(sum(r > 1.1 for r in ratios)), *means])
+    worst = [[f"`{r['sampler']}`", *map(str, r["case"]), f"{r['ratio']:.2f}"] for r in bad]
+    return FEW.format(
+        bad=len(bad),
+        cases=sum(r.get("cases", 0) for r in rows),
+        worst=_table(["sampler", "schedule", "grid", "steps", "data", "error over DDIM's"], worst),
+        table=_table(["sampler", "to 10 %", "more", *(f"{n} steps" for n in steps)], cells),
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -280,8 +328,7 @@ one rule for all:
   2 d_2N - d_N, which has 2.2 times the standard error; that it vanishes says that the order is 1, too;
 - tables: as many steps as they have entries, 1000 (order 1: 500 and 1000), where all seven grids are one.
 
-EDM's schedule has t_min where sigma = 0.002, as its authors; the default would be sigma = 8e-20. `heun` stirs by 0.0125
-a step, EDM's S_churn of 5.
+Grids end where sigma/alpha = 0.002, the default. `heun` stirs by 0.0125 a step, EDM's S_churn of 5.
 """
 CONSISTENCY = """### Consistency sampling
 

@@ -158,7 +158,7 @@ def _sampling(scheduler: Scheduler) -> tuple[Sampling, list[str]]:
     elif scheduler.walk is not scheduler.schedule and spacing == "linspace":
         notes.append("linspace: the run's steps are whole ones, theirs lie between")
     if method in ("dpmpp_3m", "unipc"):
-        notes.append(f"{method}: the run's has its own coefficients, of order 3")
+        notes.append(f"{method}: the run's has its own coefficients and order, which falls before leaps")
     if c["steps_offset"] and spacing == "leading":
         notes.append(f"steps_offset={c['steps_offset']}: the run's leading steps have no offset")
     if scheduler.last_entry:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.denoisers import Denoiser
 from jaxdiff.schedules import Schedule
+from jaxdiff.times import clean_time
 
 
 class Solution(NamedTuple):
@@ -96,7 +97,7 @@ def log_likelihood(
     *,
     schedule: Schedule,
     keys: Key[Array, " batch"] | None = None,
-    t_min: float = 1e-3,
+    t_min: float | None = None,
     rtol: float | Array = 1e-5,
     atol: float | Array = 1e-5,
     solver: diffrax.AbstractSolver | None = None,
@@ -111,7 +112,7 @@ def log_likelihood(
       keys: one per example, for Hutchinson's estimate of the divergence with one random sign an entry: one network
         derivative a step, unbiased. None: the exact divergence, one derivative for each dimension of an example.
       t_min: where x_0 is put on the flow, >= 0: the density is that of data with so much noise. Networks are not
-        trained at 0.
+        trained at 0. Default: where sigma/alpha = 0.002, see `jaxdiff.times.clean_time`.
       rtol: as in `solve`.
       atol: as in `solve`.
       solver: as in `solve`.
@@ -128,9 +129,10 @@ def log_likelihood(
     >>> round(float(log_prob[0]), 3)  # -log(2 pi)/2
     -0.919
     """
+    velocity = _velocity(denoise, schedule)
+    t_min = clean_time(schedule) if t_min is None else t_min
     if not 0 <= t_min < 1:
         raise ValueError(f"t_min must lie in [0, 1), got {t_min}")
-    velocity = _velocity(denoise, schedule)
     (start, scale), (end, final) = _place(schedule, t_min), _place(schedule, 1.0)
     signs = None if keys is None else jax.vmap(lambda key: jax.random.rademacher(key, x_0.shape[1:], x_0.dtype))(keys)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdiff.schedules import Schedule
 
+CLEANEST, NOISIEST = 0.002, 80.0  # sigma/alpha of EDM's ends, for data of standard deviation 1/2 or so (images)
 SPACINGS = ("trailing", "leading", "linspace", "quadratic", "log_snr", "karras")
 
 
@@ -28,7 +29,7 @@ def time_grid(
     spacing:
       trailing   t_i = (N - i)/N: from 1, equal steps, the last as long as the others.
       leading    multiples of T // N entries plus one: never starts at 1 (trap: the network never sees pure noise);
-                 on a continuous schedule multiples of 1/N plus 1e-3, or plus 1/N from N = 1000 on.
+                 on a continuous schedule multiples of (1 - t_min)/N plus t_min.
       linspace   from 1 to t_min in equal steps, then 0.
       quadratic  t_i = ((N - i)/N)^2: more steps where there is little noise.
       log_snr    from 1 to t_min in equal steps of log-SNR, then 0.
@@ -39,7 +40,8 @@ def time_grid(
       schedule: the noise schedule.
       num_steps: N >= 1; on a discrete schedule N <= T.
       spacing: a name or a list of times, as above.
-      t_min: the last time above 0 of linspace, log_snr and karras; default 1/T, or 1e-3 if continuous.
+      t_min: the last time above 0 of linspace, log_snr, karras and, on a continuous schedule, leading. Default 1/T;
+        if continuous, where sigma/alpha = 0.002, as in EDM: see `clean_time`.
       rho: exponent of karras.
       max_steps: pad with zeros to max_steps + 1 times. `sample` skips steps from 0 to 0, so that programs
         compiled for max_steps serve every smaller number.
@@ -69,7 +71,7 @@ def time_grid(
         raise ValueError(f"num_steps must {legal}, got {num_steps}")
     if max_steps is not None and max_steps < num_steps:
         raise ValueError(f"max_steps must be at least num_steps={num_steps}, got {max_steps}")
-    t_min = t_min if t_min is not None else (1.0 / top if top else 1e-3)
+    t_min = t_min if t_min is not None else (1.0 / top if top else clean_time(schedule))
     if not 0 < t_min < 1 and num_steps > 1:
         raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
 
@@ -79,7 +81,7 @@ def time_grid(
     elif spacing == "trailing":
         times = falling
     elif spacing == "leading":
-        times = _leading(num_steps, top)
+        times = _leading(num_steps, top, t_min)
     elif spacing == "linspace":
         times = np.linspace(1.0, t_min, num_steps)
     elif spacing == "quadratic":
@@ -101,19 +103,33 @@ def time_grid(
     return times
 
 
-def _leading(num_steps: int, top: int | None) -> np.ndarray:
+def clean_time(schedule: Schedule) -> float:
+    """The time at which a continuous schedule leaves so little noise that the rest is one step: sigma/alpha = 0.002.
+
+    It is a noise level, since a time is none: t = 1e-3 is sigma = 0.01 for the VP SDE, and 8e-20 for EDM.
+
+    Source: Karras et al. 2022 (EDM), table 1: sigma_min.
+
+    >>> from jaxdiff import schedules
+    >>> round(float(schedules.edm()(clean_time(schedules.edm())).sigma), 6)
+    0.002
+    """
+    with jax.ensure_compile_time_eval():
+        return float(jax.jit(schedule.time_of_log_snr)(-2.0 * np.log(CLEANEST)))
+
+
+def _leading(num_steps: int, top: int | None, t_min: float) -> np.ndarray:
     if top is None:
-        return np.arange(num_steps - 1, -1, -1) / num_steps + min(1e-3, 1.0 / num_steps)
+        return t_min + (1.0 - t_min) * np.arange(num_steps - 1, -1, -1) / num_steps
     return (np.arange(num_steps - 1, -1, -1) * (top // num_steps) + 1) / top
 
 
 def _log_snr_range(schedule: Schedule, t_min: float) -> tuple[float, float]:
-    """log-SNR at t = 1 (or just below it, where nothing is left of x_0) and at t_min."""
-    below = 1.0 - 1.0 / schedule.num_steps if schedule.num_steps else 0.999
+    """log-SNR at t = 1 (or where sigma/alpha = 80, if nothing is left of x_0 there) and at t_min."""
     with jax.ensure_compile_time_eval(), np.errstate(divide="ignore"):  # values, also while a caller is traced
-        alpha, sigma = (np.asarray(a, np.float64) for a in jax.jit(schedule)(np.array([1.0, below, t_min])))
-        last, before, first = 2.0 * (np.log(alpha) - np.log(sigma))
-    return (last if np.isfinite(last) else before), first
+        alpha, sigma = (np.asarray(a, np.float64) for a in jax.jit(schedule)(np.array([1.0, t_min])))
+        last, first = 2.0 * (np.log(alpha) - np.log(sigma))
+    return (last if np.isfinite(last) else -2.0 * np.log(NOISIEST)), first
 
 
 def _invert(schedule: Schedule, log_snr: np.ndarray) -> np.ndarray:

@@ -53,6 +53,18 @@ class GaussianMixture:
 
         return denoise
 
+    def predict(self, x_t, m):
+        """The same, of x_t [n, d] at one marginal and returned as (x_0, noise): for many dimensions."""
+        means, variances = (jnp.asarray(a[None], x_t.dtype) for a in (self.means, self.scales**2))
+        alpha, sigma = (jnp.asarray(a, x_t.dtype) for a in m)
+        v = alpha**2 * variances + sigma**2
+        safe = jnp.where(v > 0, v, 1.0)  # a point, without noise
+        gap = x_t[:, None] - alpha * means
+        share = gap / safe
+        logs = jnp.log(jnp.asarray(self.weights[None], x_t.dtype)) - 0.5 * jnp.sum(gap * share + jnp.log(safe), axis=-1)
+        r = jax.nn.softmax(logs, axis=-1)[:, :, None]
+        return jnp.sum(r * (means + alpha * variances * share), axis=1), sigma * jnp.sum(r * share, axis=1)
+
     def moments(self):
         """Mean [d] and covariance [d, d] of the data."""
         mean = self.weights @ self.means
@@ -78,6 +90,22 @@ GAUSSIAN = gaussian([0.5, -1.0], [0.8, 0.3])
 MIXTURE = GaussianMixture(
     np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [0.8, -0.4]]), np.array([[0.3, 0.5], [0.4, 0.25]])
 )
+
+_angles = 2.0 * np.pi * np.arange(8) / 8
+_spread = np.random.default_rng(0)
+HARD = {  # what few steps get wrong: narrow beside wide, far apart, many dimensions of unequal width
+    "ring": GaussianMixture(
+        np.full(8, 0.125),
+        1.5 * np.stack([np.cos(_angles), np.sin(_angles)], axis=1),
+        np.repeat(np.geomspace(0.02, 0.4, 8)[:, None], 2, axis=1),
+    ),
+    "far": GaussianMixture(
+        np.array([0.2, 0.5, 0.3]), np.array([[-12.0, 5.0], [9.0, -8.0], [4.0, 14.0]]), np.array([[4.0, 0.5]] * 3)
+    ),
+    "point": gaussian([0.7, -0.2], [0.0, 0.0]),
+    "64-d": gaussian([0.3] * 64, np.geomspace(0.01, 2.0, 64)),
+    "16-d": GaussianMixture(np.full(5, 0.2), _spread.normal(size=(5, 16)), _spread.uniform(0.05, 0.6, size=(5, 16))),
+}
 
 
 def gaussian_flow(x_t, m_t, m_r, mean, scale):

@@ -83,7 +83,7 @@ def test_stated_orders_are_those_of_the_docstrings():
         "heun": "order 2",
         "dpmpp_2s": "order 2",
         "dpmpp_2m": "order 2",
-        "dpmpp_3m": "order 3 (compat: 2",
+        "dpmpp_3m": "order 2 (compat=False: 3",
         "dpm_solver": "orders 1, 2, 3",
         "unipc": "order p + 1",
         "deis": "order as asked for",
@@ -97,5 +97,5 @@ def test_stated_orders_are_those_of_the_docstrings():
     folder = Path(jd.samplers.__file__).parent
     for module, words in said.items():
         assert words in re.match(r'"""(.*)', (folder / f"{module}.py").read_text())[1], module
-    numbered = {"unipc 1": 2, "unipc 2": 3, "unipc 3": 4, "deis 2": 2, "deis 3": 3, "deis 4": 4, "dpmpp_3m compat": 2}
+    numbered = {"unipc 1": 2, "unipc 2": 3, "unipc 3": 4, "deis 2": 2, "deis 3": 3, "deis 4": 4, "dpmpp_3m": 2}
     assert {name: proof.ODE[name].order for name in numbered} == numbered

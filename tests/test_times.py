@@ -71,9 +71,8 @@ def test_spacings_are_what_they_say():
     linear = schedules.linear()
     np.testing.assert_allclose(time_grid(linear, 4, "trailing"), [1, 0.75, 0.5, 0.25, 0])
     np.testing.assert_allclose(time_grid(linear, 4, "leading"), [0.751, 0.501, 0.251, 0.001, 0], rtol=1e-6)
-    continuous = schedules.flow()  # as a table of 1000 would have it, and from 1000 steps on as trailing
-    np.testing.assert_allclose(time_grid(continuous, 4, "leading"), [0.751, 0.501, 0.251, 0.001, 0], rtol=1e-6)
-    np.testing.assert_allclose(time_grid(continuous, 2000, "leading"), time_grid(continuous, 2000), rtol=1e-6)
+    leading = time_grid(schedules.flow(), 4, "leading", t_min=0.1)
+    np.testing.assert_allclose(leading, [0.775, 0.55, 0.325, 0.1, 0], rtol=1e-6)
     assert time_grid(linear, 50, "leading")[0] == np.float32(0.981)  # trap 3: index 980 of 0..999
     assert time_grid(linear, 501, "leading")[0] == np.float32(0.501)
     np.testing.assert_allclose(time_grid(linear, 4, "linspace"), [1, 0.667, 0.334, 0.001, 0], rtol=1e-6)
@@ -92,6 +91,30 @@ def test_log_snr_and_karras_are_even_in_their_own_measure():
     i = np.arange(18)
     karras = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7  # Karras et al., eq. 5
     np.testing.assert_allclose(edm(times[:-1]).sigma, karras, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_the_default_ends_are_noise_levels(name):
+    """Of every continuous schedule sigma/alpha = 0.002, EDM's; t = 1e-3, once the default, is 8e-20 on EDM's."""
+    schedule = CONTINUOUS[name]
+    for spacing in ("leading", "linspace", "log_snr", "karras"):
+        alpha, sigma = schedule(time_grid(schedule, 10, spacing)[-2])
+        assert float(sigma / alpha) == pytest.approx(0.002, rel=2e-2), spacing  # a table's first entry is linear in t
+    edm = CONTINUOUS["edm"]
+    for spacing in ("karras", "linspace"):  # EDM's own grid, Karras et al., eq. 5
+        karras = (80 ** (1 / 7) + np.arange(18) / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        np.testing.assert_allclose(edm(time_grid(edm, 18, spacing)[:-1]).sigma, karras, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["log_snr", "karras"])
+def test_grids_in_noise_begin_at_a_noise_level_where_no_signal_is_left(spacing):
+    """From t = 1, where sigma/alpha is infinite, to the second of the steps that EDM's sigma of 80 would begin."""
+    times = time_grid(schedules.flow(), 10, spacing)
+    assert times[0] == 1
+    rho = np.float64(times[1:-1]) / (1.0 - np.float64(times[1:-1]))
+    measure = np.log(rho) if spacing == "log_snr" else rho ** (1 / 7)
+    first = np.log(80.0) if spacing == "log_snr" else 80.0 ** (1 / 7)
+    assert first - measure[0] == pytest.approx(measure[0] - measure[1], rel=1e-3)
 
 
 def test_a_list_is_resampled_log_linearly():
@@ -125,7 +148,7 @@ def test_a_grid_can_be_made_while_tracing(spacing):
         ((COSINE, 10, [0.5, 0.1, 0.0]), "without the final 0"),
         ((COSINE, 10, [1.5, 0.1]), "in (0, 1]"),
         ((COSINE, 10, [0.5]), "2 or more"),
-        ((CONTINUOUS["flow"], 10**5, "karras"), "closer than float32 can tell apart"),
+        ((CONTINUOUS["flow"], 10**6, "karras"), "closer than float32 can tell apart"),
     ],
 )
 def test_refusals(arguments, message):

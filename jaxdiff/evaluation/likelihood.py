@@ -56,7 +56,7 @@ def flow_bits(
     *,
     exact: bool = False,
     tolerance: float = 1e-4,
-    t_min: float = 1e-3,
+    t_min: float | None = None,
 ) -> Float[Array, " batch"]:
     """Eq. (1) of each image with one u, which is unbiased for its mean. Needs the extra `jaxdiff[ode]`.
 

@@ -33,9 +33,9 @@ STEPS = 1000  # of the processes that 1000 t, which our network sees, can count
 _MAX_BYTES = 1 << 24  # of a JSON file
 _MULTISTEP: dict[tuple[str, int], tuple[str, dict[str, Any]]] = {
     ("dpmsolver++", 1): ("ddim", {"eta": 0.0}),
-    ("dpmsolver++", 2): ("dpmpp_2m", {}),
-    ("dpmsolver++", 3): ("dpmpp_3m", {"compat": True, "midpoint": True}),
-    ("sde-dpmsolver++", 2): ("dpmpp_2m_sde", {}),
+    ("dpmsolver++", 2): ("dpmpp_2m", {"full_order": True}),
+    ("dpmsolver++", 3): ("dpmpp_3m", {"compat": True, "midpoint": True, "full_order": True}),
+    ("sde-dpmsolver++", 2): ("dpmpp_2m_sde", {"full_order": True}),
 }
 
 
@@ -276,7 +276,7 @@ def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[st
     if name == "UniPCMultistepScheduler":
         if c["final_sigmas_type"] != "zero":
             notes.append("final_sigmas_type sigma_min: their last step has order 1, ours that of the others")
-        return "unipc", {"order": c["solver_order"], "coefficients": c["solver_type"]}
+        return "unipc", {"order": c["solver_order"], "coefficients": c["solver_type"], "full_order": True}
     if name == "EulerAncestralDiscreteScheduler":
         return "ddim", {"eta": 1.0}
     if name == "DDPMScheduler":
@@ -291,7 +291,7 @@ def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[st
             notes.append("prediction_type v_prediction: they combine past v, plms past noise")
         if not c["skip_prk_steps"]:
             notes.append("skip_prk_steps false: plms starts with one improved Euler step in place of their Runge-Kutta")
-        return "plms", {}
+        return "plms", {"full_order": True}
     return "ddim", {"eta": 0.0}
 
 

@@ -46,7 +46,7 @@ def denoising_loss(
       cond: passed to predict.
 
     Returns:
-      float [batch].
+      [batch], of x_0's type.
 
     Raises:
       ValueError: unknown prediction, x_0 not of a floating type, old-style keys, or a wrong number of them, or
@@ -66,7 +66,8 @@ def denoising_loss(
     if output.shape != x_0.shape:
         raise ValueError(f"predict returned shape {output.shape} for x_t of shape {x_0.shape}; they must be equal")
     loss = mean_square(from_x0_noise(prediction, x_0, drawn.noise, drawn.m) - output)
-    return loss if weighting is None else output_weight(prediction, weighting, drawn.m) * loss
+    weight = 1.0 if weighting is None else output_weight(prediction, weighting, drawn.m)
+    return (weight * loss).astype(x_0.dtype)
 
 
 class Drawn(NamedTuple):

@@ -118,16 +118,20 @@ def sample(
         raise ValueError(f"one key per sample: got {keys.shape[0]} keys for {x_T.shape[0]} samples")
     x_T = x_T.astype(jnp.promote_types(x_T.dtype, jnp.float32))
 
+    def own(x, t):  # in x's type, whatever the denoiser's: under jax_enable_x64 a schedule is float64
+        return jax.tree.map(lambda a: a.astype(x.dtype), denoise(x, t))
+
     def body(carry, inputs):
         index, t, s = inputs
 
         def step(carry):
             x, state = carry
             now = jax.vmap(lambda key: jax.random.fold_in(key, index))(step_keys)
-            return sampler.step(now, denoise, x, state, t, s, schedule=schedule)
+            x_s, state = sampler.step(now, own, x, state, t, s, schedule=schedule)
+            return x_s.astype(x.dtype), state
 
         if trajectory:  # the step's first call and this one have the same input: under jit they are one
-            return step(carry), (carry[0], denoise(carry[0], t).x_0)
+            return step(carry), (carry[0], own(carry[0], t).x_0)
         return jax.lax.cond(t != s, step, lambda carry: carry, carry), None
 
     steps = jnp.arange(len(times) - 1)

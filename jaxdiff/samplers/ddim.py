@@ -35,10 +35,12 @@ def ddim(eta: float | Array = 0.0) -> Sampler:
         m_t, m_s = schedule(t), schedule(s)
         p = denoise(x, t)
         if deterministic:
+            m_s = m_s.like(p.x_0)
             return m_s.alpha * p.x_0 + m_s.sigma * p.noise, state
         ratio = eta * transition(m_s, m_t).sigma / jnp.where(m_t.sigma > 0, m_t.sigma, 1.0)  # d / sigma_s
         direction = m_s.sigma * jnp.sqrt(jnp.maximum((1.0 - ratio) * (1.0 + ratio), 0.0))
-        return m_s.alpha * p.x_0 + direction * p.noise + m_s.sigma * ratio * normal_like(keys, x), state
+        x_s = m_s.alpha * p.x_0 + direction * p.noise + m_s.sigma * ratio * normal_like(keys, x)
+        return x_s.astype(x.dtype), state
 
     return Sampler(lambda x_T: (), step)
 

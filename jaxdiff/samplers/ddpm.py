@@ -50,6 +50,6 @@ def ddpm(variance: str = "small") -> Sampler:
         else:
             log_small = jnp.log(jnp.where(small > 0, small, large))  # 0 at s = 0, where no noise is added anyway
             spread = jnp.exp(0.5 * (p.fraction * jnp.log(large) + (1.0 - p.fraction) * log_small))
-        return mean + jnp.where(m_s.sigma > 0, spread, 0.0) * normal_like(keys, x), state
+        return (mean + jnp.where(m_s.sigma > 0, spread, 0.0) * normal_like(keys, x)).astype(x.dtype), state
 
     return Sampler(lambda x_T: (), step)

@@ -9,7 +9,7 @@ from jaxdiff.samplers.exponential import History, first_order, half_log_snr, int
 from jaxdiff.schedules import Schedule
 
 
-def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
+def dpmpp_2m_sde(eta: float | Array = 1.0, full_order: bool = False) -> Sampler:
     """The reverse SDE in data form, x_0 extrapolated from its last two estimates.
 
         (1)  r = (lambda_t - lambda_before)/h
@@ -21,6 +21,7 @@ def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
 
     Args:
       eta: in [0, 1]. 1 is the reverse SDE; 0 its ODE, DPM-Solver++(2M).
+      full_order: as in `dpmpp_2m`: extrapolate before leaps too.
 
     Raises:
       ValueError: eta is outside [0, 1].
@@ -42,9 +43,9 @@ def dpmpp_2m_sde(eta: float | Array = 1.0) -> Sampler:
         r = (lam - past.positions[0]) / h
         p = denoise(x, t)
         noise = jnp.exp(-eta * h) * p.noise + jnp.sqrt(-jnp.expm1(-2.0 * eta * h)) * normal_like(keys, x)
-        second = interior(m_t, m_s) & (past.count > 0)
+        second = interior(m_t, m_s) & (past.usable(lam, h, full_order) > 0)
         weight = jnp.where(second, m_s.alpha * jnp.expm1(-(1.0 + eta) * h) / (2.0 * r), 0.0)
-        x_s = first_order(p._replace(noise=noise), m_s) + past.correction(p.x_0, weight[None])
+        x_s = first_order(p._replace(noise=noise.astype(x.dtype)), m_s) + past.correction(p.x_0, weight[None])
         return x_s, past.push(p.x_0, lam)
 
     return Sampler(lambda x_T: History.empty(x_T, 1), step)

@@ -35,7 +35,8 @@ def dpmpp_2s() -> Sampler:
 
         def second_order() -> Array:
             change = denoise(first_order(p, m), middle).x_0 - p.x_0
-            return first_order(p, m_s) - m_s.alpha * jnp.expm1(-h) / (2.0 * r) * change
+            weight = m_s.alpha * jnp.expm1(-h) / (2.0 * r)
+            return first_order(p, m_s) - weight.astype(x.dtype) * change
 
         return jax.lax.cond(interior(m_t, m_s) & (r > 0), second_order, lambda: first_order(p, m_s)), state
 

@@ -43,13 +43,15 @@ def dpmpp_sde(eta: float | Array = 1.0) -> Sampler:
         before, after = jax.vmap(jax.random.split, out_axes=1)(keys)
 
         def diffuse(noise: Array, keys: Array, by: Array) -> Array:
-            return jnp.exp(-by) * noise + jnp.sqrt(-jnp.expm1(-2.0 * by)) * normal_like(keys, noise)
+            diffused = jnp.exp(-by) * noise + jnp.sqrt(-jnp.expm1(-2.0 * by)) * normal_like(keys, noise)
+            return diffused.astype(noise.dtype)
 
         def second_order() -> Array:
             at_middle = diffuse(p.noise, before, eta * r * h)
-            change = denoise(m.alpha * p.x_0 + m.sigma * at_middle, middle).x_0 - p.x_0
+            change = denoise(first_order(p._replace(noise=at_middle), m), middle).x_0 - p.x_0
             first = first_order(p._replace(noise=diffuse(at_middle, after, eta * (1.0 - r) * h)), m_s)
-            return first - m_s.alpha * jnp.expm1(-(1.0 + eta) * h) / (2.0 * r) * change
+            weight = m_s.alpha * jnp.expm1(-(1.0 + eta) * h) / (2.0 * r)
+            return first - weight.astype(x.dtype) * change
 
         def one() -> Array:
             return first_order(p._replace(noise=diffuse(p.noise, after, eta * h)), m_s)

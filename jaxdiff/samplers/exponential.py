@@ -11,6 +11,11 @@ ODE from t to s has the exact solutions
 Methods differ in how they extrapolate x_0(u) or noise(u). All are written here as (4) plus corrections: (4) holds
 where sigma_s = 0 or alpha_t = 0, and there, lambda being infinite, the corrections are left out (order 1).
 
+Polynomials in lambda say nothing over long steps: between noise and data x_0 changes within 1 or 2 of lambda, and then
+not at all. So a multistep method drops its order before a leap (`History.usable`), and a method of the noise form,
+whose weights grow as e^h times the change of x_0, takes bounded ones there. h is as in the few steps of real use: as
+steps become shorter no leap is left, and the orders hold. The limits were chosen by tests/samplers/few_steps.py.
+
 Sources: Lu et al. 2022 (DPM-Solver), proposition 3.1 and appendix B; Lu et al. 2022 (DPM-Solver++), section 4.
 """
 
@@ -20,11 +25,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.denoisers import Prediction
 from jaxdiff.schedules import Marginal, Schedule
 
+RATIO = 2.5  # a step more than this many times the one before makes no use of it
+DATA_REACH, NOISE_REACH = 1.0, 1.4  # the longest h over which x_0, or noise, is extrapolated from one estimate before
+SHORTER = 0.6  # times that for each more
+LEAP = 1.5  # the longest h of a single step in the noise form
 _TINY = 1e-30  # stands for an amplitude of 0, so that lambda stays finite
 
 
@@ -41,21 +51,21 @@ def interior(*marginals: Marginal) -> jax.Array:
 
 def first_order(p: Prediction, m_s: Marginal) -> jax.Array:
     """The step to s with x_0 and noise as they are, eq. (4)."""
+    m_s = m_s.like(p.x_0)
     return m_s.alpha * p.x_0 + m_s.sigma * p.noise
 
 
 def trapezoid_weight(m_t: Marginal, m_s: Marginal) -> jax.Array:
-    """w of x_s = alpha_s x_0 + sigma_s noise + w (x_0(s) - x_0), the trapezoidal rule.
+    """w of x_s = alpha_s x_0 + sigma_s noise + w (x_0(s) - x_0): the trapezoidal rule along the schedule's own line.
 
-    In rho = sigma/alpha it is w = alpha_s (e^h - 1)/2, exact where noise is linear in rho (low noise). Far from the
-    data x_0 goes as 1/rho: there the rule of the data form, w = alpha_s (1 - e^-h)/2, is exact, and that in rho worse
-    than Euler once rho_t > 3 rho_s, without bound (the first step of a cosine schedule leaps 600-fold). So the data
-    form is taken for leaps of more than 3 whose middle is in high noise.
+    On the straight line from (alpha_t, sigma_t) to (alpha_s, sigma_s) it is w = alpha_t (e^h - 1)/2. Where a schedule
+    is such a line this is the rule in the variable in which its flow is straight: t of rectified flow, from t = 1 on,
+    and sigma of EDM. On an arc it is that in the angle but for the third order. At most w = alpha_s, that is x_0(s) in
+    place of x_0: in low noise e^h multiplies the rounding of x_0, and in high noise what x_0 is not yet.
     """
-    lam_t, lam_s = half_log_snr(m_t), half_log_snr(m_s)
-    h = lam_s - lam_t
-    leap = (h > math.log(3.0)) & (lam_t + lam_s < 0)
-    return 0.5 * m_s.alpha * jnp.where(leap, -jnp.expm1(-h), jnp.expm1(jnp.where(leap, 0.0, h)))
+    noisy = m_s.sigma > 0
+    along = 0.5 * (m_s.alpha * m_t.sigma / jnp.where(noisy, m_s.sigma, 1.0) - m_t.alpha)
+    return jnp.minimum(jnp.where(noisy, along, 0.0), m_s.alpha)
 
 
 def between(
@@ -115,6 +125,11 @@ def adams_weights(nodes: Sequence[float | jax.Array], moments: Sequence[float | 
     return jnp.stack(weights)
 
 
+def noise_moments(h: jax.Array, count: int) -> list[jax.Array]:
+    """h int_0^1 e^(-h u) u^k du, k = 0 .. count - 1: the kernel of eq. (2), over e^h so that nothing overflows."""
+    return [math.factorial(k) * h * jnp.exp(-h) * phi(k + 1, h) for k in range(count)]
+
+
 def data_moments(h: jax.Array, count: int) -> list[jax.Array]:
     """h int_0^1 e^(-h (1 - u)) u^k du, k = 0 .. count - 1: the kernel of eq. (1)."""
     return [math.factorial(k) * h * phi(k + 1, -h) for k in range(count)]
@@ -145,6 +160,21 @@ class History(NamedTuple):
         values = jnp.concatenate([value[None].astype(self.values.dtype), self.values])[:length]
         positions = jnp.concatenate([position[None].astype(self.positions.dtype), self.positions])[:length]
         return History(values, positions, jnp.minimum(self.count + 1, length))
+
+    def usable(
+        self, lam: jax.Array, h: jax.Array, full_order: bool = False, reach: float = DATA_REACH
+    ) -> Int[Array, ""]:
+        """How many of the last estimates a step of h from lambda may use; the positions are lambdas.
+
+        With full_order all that are real. Else none before a leap: where the step, or one between two of the estimates,
+        is more than RATIO times the one before, or h is above reach (SHORTER reach for the second estimate, ...).
+        """
+        if full_order:
+            return self.count
+        steps = jnp.append(h, -jnp.diff(jnp.append(lam, self.positions)))
+        limit = reach * SHORTER ** np.arange(len(self.positions))
+        near = (steps[:-1] <= RATIO * steps[1:]) & (h <= limit)
+        return jnp.minimum(self.count, jnp.sum(jnp.cumprod(near.astype(jnp.int32)), dtype=jnp.int32))
 
     def correction(self, newest: jax.Array, weights: Float[Array, " n"]) -> jax.Array:
         """sum_j weights_j (values_j - newest) over the n last values: what the past adds to a step of order 1."""

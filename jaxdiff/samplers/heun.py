@@ -10,21 +10,22 @@ from jax.core import Tracer
 from jaxdiff.denoisers import Denoiser
 from jaxdiff.process import transition
 from jaxdiff.samplers.base import Sampler, normal_like
-from jaxdiff.samplers.exponential import first_order, interior, trapezoid_weight
+from jaxdiff.samplers.exponential import first_order, trapezoid_weight
 from jaxdiff.schedules import Marginal, Schedule
 
 
 def heun(
     churn: float | Array = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf, s_noise: float | Array = 1.0
 ) -> Sampler:
-    """The trapezoidal rule in rho = sigma/alpha for y = x/alpha, after an optional step back into noise.
+    """The trapezoidal rule along the schedule's line, after an optional step back into noise.
 
         (1)  rho_hat = rho_t (1 + gamma),  y_hat = y_t + s_noise sqrt(rho_hat^2 - rho_t^2) z     lines 4 to 6
-        (2)  y_s = y_hat + (rho_s - rho_hat) (noise_hat + noise_s)/2                             lines 7 to 11
+        (2)  x_s = alpha_s x_0 + sigma_s noise + alpha_hat (e^h - 1)/2 (x_0(s) - x_0)            lines 7 to 11
 
-    gamma = churn where s_tmin <= rho_t <= s_tmax, else 0. It works on every schedule: leaps in high noise, where (2)
-    would be worse than Euler, get the trapezoid of the data form (see `trapezoid_weight`), and where alpha_t = 0 or
-    sigma_s = 0 only the Euler step is made.
+    with rho = sigma/alpha, y = x/alpha; gamma = churn where s_tmin <= rho_t <= s_tmax, else 0. For EDM (alpha = 1) (2)
+    is x_s = x + (sigma_s - sigma_hat)(noise_hat + noise_s)/2, for rectified flow x_s = x + (s - t)(v + v_s)/2 with
+    v = noise - x_0, the first step included; for others see `trapezoid_weight`, which bounds the weight before leaps.
+    Where sigma_s = 0 only the Euler step is made.
 
     Args:
       churn: gamma >= 0, the relative rise of rho a step. EDM's S_churn is min(S_churn/N, sqrt(2) - 1) = churn, with
@@ -56,7 +57,7 @@ def heun(
         t_hat = jnp.where((gamma > 0) & (m_t.alpha > 0), jnp.clip(raised, t, 1.0), t).astype(t.dtype)
         step, moved = transition(m_t, schedule(t_hat)), t_hat > t
         kept, added = jnp.where(moved, step.alpha, 1.0), jnp.where(moved, step.sigma, 0.0)
-        return kept * x + added * s_noise * normal_like(keys, x), t_hat
+        return (kept * x + added * s_noise * normal_like(keys, x)).astype(x.dtype), t_hat
 
     def step(
         keys: Array, denoise: Denoiser, x: Array, state: tuple, t: Array, s: Array, *, schedule: Schedule
@@ -68,8 +69,8 @@ def heun(
         euler = first_order(p, m_s)
 
         def trapezoid() -> Array:
-            return euler + trapezoid_weight(m_t, m_s) * (denoise(euler, s).x_0 - p.x_0)
+            return euler + trapezoid_weight(m_t, m_s).astype(x.dtype) * (denoise(euler, s).x_0 - p.x_0)
 
-        return jax.lax.cond(interior(m_t, m_s), trapezoid, lambda: euler), state
+        return jax.lax.cond(m_s.sigma > 0, trapezoid, lambda: euler), state
 
     return Sampler(lambda x_T: (), step, nfe=2)

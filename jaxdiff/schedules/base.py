@@ -36,10 +36,15 @@ class Marginal(NamedTuple):
         return 2.0 * (jnp.log(self.alpha) - jnp.log(self.sigma))
 
     def like(self, x: ArrayLike) -> "Marginal":
-        """The same marginal with trailing axes of size 1, so that it broadcasts against x [*batch, ...]."""
+        """The same marginal with trailing axes of size 1, so that it broadcasts against x [*batch, ...].
+
+        No wider than x (but float32), so that under jax_enable_x64, where it is float64, types follow x.
+        """
+        dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
 
         def expand(a: ArrayLike) -> jax.Array:
             a = jnp.asarray(a)
+            a = a.astype(dtype) if a.dtype == jnp.float64 else a
             return a if a.ndim == 0 else jnp.expand_dims(a, tuple(range(a.ndim, jnp.ndim(x))))
 
         return Marginal(expand(self.alpha), expand(self.sigma))

@@ -148,3 +148,20 @@ def test_refusals(arguments, message):
     with pytest.raises(ValueError) as error:
         denoising_loss(call.pop("key"), call.pop("predict"), call.pop("x_0"), schedule=LINEAR, **call)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize("weighting", [None, losses.min_snr()], ids=["plain", "min-SNR"])
+def test_the_loss_has_the_type_of_x_under_x64(dtype, weighting):
+    with jax.enable_x64(True):
+        x_0 = jnp.ones((2, 3), dtype)
+        for prediction in ("noise", "x_0", "v", "edm"):
+            found = denoising_loss(
+                jax.random.key(0),
+                lambda x_t, t, cond: x_t,
+                x_0,
+                schedule=schedules.cosine(),
+                prediction=prediction,
+                weighting=weighting,
+            )
+            assert found.dtype == dtype
