@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff import workdir
 from jaxdiff.commands import main
 from jaxdiff.config.files import read_run
+from jaxdiff.job import workdir
 
 CONFIG = """
 from jaxdiff.config import *

@@ -170,7 +170,7 @@ def test_a_hybrid_objective_trains_and_samples_with_its_variance(dots):
     config = small(dots, objective=Hybrid(), diffusion=Diffusion(schedule="cosine"))
     program, state = trained(config)
     assert state.params["Dense_2"]["kernel"].shape[-1] == 2
-    method = make_method(config, Sampling(sampler="ddpm", steps=2))
+    method = make_method(config, Sampling(sampler="ddpm", steps=2, variance="learned"))
     images = make_draw(program.recipe, method, 1, program.mesh)(
         state.params, jax.random.key(0), 2, {"label": np.zeros(2, np.int32)}
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
 from jaxdiff import diffusion, pictures
 from jaxdiff.commands import main
@@ -188,3 +189,45 @@ def test_missing_and_unfitting_parts_are_named(folder, tmp_path, capsys):
     shutil.rmtree(copy / "text_encoder")
     shutil.copytree(other / "text_encoder", copy / "text_encoder")
     assert "its parts do not fit: text's features" in refused(copy, capsys, "--prompt", "a horse")
+
+
+def sampled(folder, out, *options):
+    """What the command draws with a seed of its own, one image in a few steps."""
+    words = ["--prompt", "a red horse", "--steps", "3", "--seed", "5", "--out", str(out)]
+    assert main(["sample", str(folder), *words, *options]) == 0
+    return np.load(out)["images"].astype(int)
+
+
+def test_every_option_of_sampling_works_for_a_folder_too(folder, tmp_path):
+    """Another sampler with its options, spacing, guidance rule and threshold each give another picture; a walk too."""
+    plain = sampled(folder, tmp_path / "a.npz")
+    for options in (
+        ("--sampler", "unipc", "--sampler-options.order", "2"),
+        ("--spacing", "log_snr"),
+        ("--guidance-rule", "rescaled", "--guidance-options.rescale", "0.9"),
+        ("--threshold", "dynamic"),
+    ):
+        other = sampled(folder, tmp_path / "b.npz", *options)
+        assert other.shape == plain.shape and (other != plain).any(), options
+    walk = tmp_path / "walk.png"
+    words = ["--prompt", "a red horse", "--steps", "2", "--trajectory", "--num", "1", "--out", str(walk)]
+    assert main(["sample", str(folder), *words]) == 0 and walk.stat().st_size > 0
+
+
+def test_a_picture_is_where_the_walk_starts_and_black_of_the_mask_stays(folder, tmp_path, capsys):
+    """Little strength stays near the picture; where nothing is drawn anew the latents, and so the image, are kept."""
+    pixels = sampled(folder, tmp_path / "start.npz")[0].astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "start.png")
+    start = ("--init-image", str(tmp_path / "start.png"))
+    far = sampled(folder, tmp_path / "far.npz", *start, "--strength", "1")
+    near = sampled(folder, tmp_path / "near.npz", *start, "--strength", "0.34", "--guidance", "1")
+    assert np.abs(near[0] - pixels).mean() < np.abs(far[0] - pixels).mean()
+    Image.fromarray(np.zeros(pixels.shape[:2], np.uint8)).save(tmp_path / "black.png")
+    mask = ("--mask", str(tmp_path / "black.png"), "--sampler", "ddim")
+    kept = [sampled(folder, tmp_path / "kept.npz", *start, *mask, "--seed", seed) for seed in ("5", "6")]
+    assert np.abs(kept[0] - kept[1]).max() <= 1
+    Image.fromarray(pixels[:4, :4]).save(tmp_path / "small.png")
+    capsys.readouterr()
+    assert "it must be 16x16" in refused(folder, capsys, "--prompt", "a", "--init-image", str(tmp_path / "small.png"))
+    assert "--strength 2.0 must lie in 0..1" in refused(folder, capsys, "--prompt", "a", *start, "--strength", "2")
+    assert "give the image too" in refused(folder, capsys, "--prompt", "a", *mask[:2])

@@ -46,7 +46,7 @@ def run(argv: list[str]) -> tuple[int, str]:
         raise UserError("convert reads and writes folders of this machine; copy from or to the bucket")
     source, target = Path(arguments.source), Path(arguments.target)
     check_writable(target / "config.json", "the target")
-    from jaxdiff.convert import export_run, import_run
+    from jaxdiff.job.convert import export_run, import_run
 
     if arguments.to == "workdir":
         lines = import_run(source, target, arguments.null_class, arguments.project, arguments.flags)

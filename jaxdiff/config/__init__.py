@@ -138,8 +138,8 @@ class Sampling:
     """Sampling steps."""
     eta: Annotated[float | None, Between(0, 1)] = None
     """Randomness of a method that has it, 0 to 1; None is the method's own: 0 for ddim, 1 for the SDE methods."""
-    variance: Literal["small", "large"] = "small"
-    """Variance of a DDPM step: beta-tilde or beta."""
+    variance: Literal["small", "large", "learned"] = "small"
+    """Variance of a DDPM step: beta-tilde, beta, or what a network of the objective hybrid says."""
     guidance: Annotated[float, Between(0, 1000)] = 1.0
     """Guidance scale: 1 is plain conditional sampling."""
     guidance_rule: str = "cfg"
@@ -317,8 +317,10 @@ def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
     random = [name for name in SAMPLERS.members if "eta" in SAMPLERS.options(name)]
     if sampling.eta is not None and sampling.sampler not in random:
         yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}, only to {', '.join(random)}"
-    if sampling.variance == "large" and sampling.sampler != "ddpm":
-        yield f"sampling.variance 'large' means nothing to {sampling.sampler}; use ddpm, or variance small"
+    if sampling.variance != "small" and sampling.sampler != "ddpm":
+        yield f"sampling.variance {sampling.variance!r} means nothing to {sampling.sampler}; use ddpm, or variance small"
+    if sampling.variance == "learned" and not config.objective.learned_variance:
+        yield "sampling.variance 'learned' needs a network that learns it: train with --objective hybrid"
     if sampling.variance == "large" and sampling.spacing == "leading":
         yield (
             "sampling.variance 'large' needs a grid from t = 1, and 'leading' starts below it; "

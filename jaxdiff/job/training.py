@@ -77,9 +77,7 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
       UserError: the data, the devices or the workdir do not fit the config; nothing was written.
       RunError: it could not go on.
     """
-    folder = directory_of(
-        config.workdir
-    )  # refuses what cannot be written to; before JAX's cache may open the same bucket
+    directory_of(config.workdir)  # refuses what cannot be written to; before JAX's cache may open the same bucket
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     check_loggers(config.train.loggers)

@@ -11,7 +11,6 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from jaxdiff import convert
 from jaxdiff.assembly.recipe import optimizer_of
 from jaxdiff.commands import main
 from jaxdiff.config import make_schedule
@@ -20,6 +19,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
 from jaxdiff.interop.schedulers import scheduler_from_config
+from jaxdiff.job import convert
 from jaxdiff.job import evaluation as evaluation_job
 from jaxdiff.job.workdir import check_workdir
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
