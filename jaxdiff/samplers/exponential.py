@@ -31,7 +31,8 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.denoisers import Prediction
 from jaxdiff.schedules import Marginal, Schedule
 
-RATIO = 2.5  # a step more than this many times the one before makes no use of it
+RATIO = 2.5  # a step more than this many times the one before makes no use of it,
+SHORT = 0.1  # if its h is above this: where a grid has a kink, the order holds
 DATA_REACH, NOISE_REACH = 1.0, 1.4  # the longest h over which x_0, or noise, is extrapolated from one estimate before
 SHORTER = 0.6  # times that for each more
 LEAP = 1.5  # the longest h of a single step in the noise form
@@ -167,13 +168,13 @@ class History(NamedTuple):
         """How many of the last estimates a step of h from lambda may use; the positions are lambdas.
 
         With full_order all that are real. Else none before a leap: where the step, or one between two of the estimates,
-        is more than RATIO times the one before, or h is above reach (SHORTER reach for the second estimate, ...).
+        is above SHORT and RATIO times the one before, or h is above reach (SHORTER reach for the second estimate, ...).
         """
         if full_order:
             return self.count
         steps = jnp.append(h, -jnp.diff(jnp.append(lam, self.positions)))
         limit = reach * SHORTER ** np.arange(len(self.positions))
-        near = (steps[:-1] <= RATIO * steps[1:]) & (h <= limit)
+        near = ((steps[:-1] <= RATIO * steps[1:]) | (steps[:-1] <= SHORT)) & (h <= limit)
         return jnp.minimum(self.count, jnp.sum(jnp.cumprod(near.astype(jnp.int32)), dtype=jnp.int32))
 
     def correction(self, newest: jax.Array, weights: Float[Array, " n"]) -> jax.Array:
