@@ -196,6 +196,8 @@ def make_draw(
         how = {"times": times, "schedule": schedule, "x_T": x_T, "shape": recipe.shape, "trajectory": trajectory}
         found = sample(keys, denoise, sampler, **how)
         x, walk = found if trajectory else (found, None)
+        if "mask" in given:  # their times may end a little before 0
+            x = jnp.where(_like_x(given["mask"], x_0), x_0, x)
         x = recipe.decode(frozen, x)
         if walk is None:
             return x

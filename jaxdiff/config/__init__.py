@@ -318,7 +318,8 @@ def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
     if sampling.eta is not None and sampling.sampler not in random:
         yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}, only to {', '.join(random)}"
     if sampling.variance != "small" and sampling.sampler != "ddpm":
-        yield f"sampling.variance {sampling.variance!r} means nothing to {sampling.sampler}; use ddpm, or variance small"
+        named = f"sampling.variance {sampling.variance!r}"
+        yield f"{named} means nothing to {sampling.sampler}; use ddpm, or variance small"
     if sampling.variance == "learned" and not config.objective.learned_variance:
         yield "sampling.variance 'learned' needs a network that learns it: train with --objective hybrid"
     if sampling.variance == "large" and sampling.spacing == "leading":
