@@ -102,6 +102,7 @@ def jax_side(folder: str) -> dict:
     from jaxdiff.commands import use_compilation_cache
     from jaxdiff.interop import read_unet
     from jaxdiff.models.winograd import prepared
+    from jaxdiff.objectives import Objective
     from jaxdiff.training import ema
     from jaxdiff.training.optimizer import make_optimizer
     from jaxdiff.training.state import init_state
@@ -114,12 +115,12 @@ def jax_side(folder: str) -> dict:
     x, t = jax.random.normal(key, (BATCH, 32, 32, 3)), jnp.linspace(0.1, 1.0, BATCH)
     run = jax.jit(lambda params, x, t: net.apply({"params": params}, x, t))
 
-    def loss(params, batch, keys):
+    def loss(params, frozen, batch, keys):
         predict = lambda x_t, t, cond: net.apply({"params": params}, x_t, t)  # noqa: E731
         return jd.denoising_loss(keys, predict, batch["image"], schedule=schedule)
 
     optimizer = make_optimizer(1e-4)
-    train = make_train_step(loss, optimizer, lambda average, p, step: ema.update(average, p, step, 0.9999))
+    train = make_train_step(Objective(loss), optimizer, lambda average, p, step: ema.update(average, p, step, 0.9999))
     train = jax.jit(train, donate_argnums=0)
     state = [init_state(jax.tree.map(jnp.copy, params), optimizer)]
     batch = {"image": x, "row": jnp.arange(BATCH)}

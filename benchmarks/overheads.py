@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxdiff.builders import build_model
 
 import jaxdiff as jd
 from benchmarks.turns import Job, ratio, start, table, take_turns
@@ -57,7 +56,7 @@ def training(turns: int, steps: int, workers: bool) -> list[object]:
 
 def sampling() -> list[object]:
     """A row: seconds a step of bare calls and of `sample`, and their ratio."""
-    model, schedule = build_model(config, 1), jd.schedules.cosine()
+    model, schedule = config.model.module(1), jd.schedules.cosine()
     shape = (BATCH, 8, 8, 1)
     labels, t = jnp.zeros(BATCH, jnp.int32), jnp.full(BATCH, 0.5)
     params = model.init(jax.random.key(0), jnp.zeros(shape), t, labels)["params"]

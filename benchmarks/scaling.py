@@ -19,7 +19,6 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxdiff.builders import build_model
 
 import jaxdiff as jd
 from benchmarks.turns import exponent, line, start, table, take_turns
@@ -54,7 +53,7 @@ def with_width(channels: int) -> Config:
 
 def ddim(steps: int) -> Callable[[], None]:
     """A function that draws 16 images in so many steps."""
-    model, schedule, shape = build_model(config, 1), jd.schedules.cosine(), (16, 8, 8, 1)
+    model, schedule, shape = config.model.module(1), jd.schedules.cosine(), (16, 8, 8, 1)
     labels = jnp.zeros(16, jnp.int32)
     params = model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(16), labels)["params"]
     denoise = jd.as_denoiser(lambda x, t, c: model.apply({"params": params}, x, t, c), schedule=schedule, cond=labels)

@@ -12,7 +12,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxdiff.builders import build_model
 
 import jaxdiff as jd
 from configs.digits import config
@@ -23,7 +22,7 @@ STEPS, PADDED, BATCH, TURNS = 50, 1000, 16, 15
 def rows() -> list[dict]:
     """The ratios of TURNS turns, padded over plain."""
     with jax.enable_x64(False):
-        model, schedule = build_model(config, 1), jd.schedules.cosine()
+        model, schedule = config.model.module(1), jd.schedules.cosine()
         shape = (BATCH, 8, 8, 1)
         labels = jnp.zeros(BATCH, jnp.int32) if config.model.num_classes else None
         params = model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(BATCH), labels)["params"]

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxdiff.builders import build_model, build_schedule
 
 from benchmarks.experiments import common
 from benchmarks.experiments.pixelcnn import PixelCNN, bits, draw
 from jaxdiff import as_denoiser, pictures, sample_keys, static_threshold
+from jaxdiff.config import make_schedule
 from jaxdiff.data.batches import Batches
 from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.evaluation.extractors import nest
@@ -64,7 +64,7 @@ def pixelcnn_bits(model: PixelCNN, params: Any, test: dict[str, np.ndarray]) -> 
 
 def diffusion_bits(run: common.Run, test: dict[str, np.ndarray]) -> np.ndarray:
     """The variational bound of the first BOUND_IMAGES test images: 1000 passes an image."""
-    schedule, model = build_schedule(run.config), build_model(run.config, 1)
+    schedule, model = make_schedule(run.config.diffusion), run.config.model.module(1)
     images, labels = (jnp.asarray(test[name][:BOUND_IMAGES]) for name in ("image", "label"))
 
     def predict(x_t: jax.Array, t: jax.Array, cond: jax.Array) -> Any:
@@ -87,7 +87,7 @@ def cpu_seconds(function: Any, *arguments: Any) -> float:
 def growth(place: common.Place, model: PixelCNN) -> list[list[Any]]:
     """A row a side: passes and CPU seconds an image of both, batches of TIMED images, the U-Net on patches of 2."""
     config = common.change(common.base(place), model={"patch": 2})
-    unet, labels, rows = build_model(config, 1), jnp.arange(TIMED) % 10, []
+    unet, labels, rows = config.model.module(1), jnp.arange(TIMED) % 10, []
     for side in SIDES:
         x = jnp.zeros((TIMED, side, side, 1))
         pixel_params = model.init(jax.random.key(0), x, labels)["params"]

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxdiff.builders import build_model, build_sample
 
 from jaxdiff import pictures, samplers
+from jaxdiff.assembly.recipe import make_method, make_recipe
 from jaxdiff.commands import exit_code, use_compilation_cache
 from jaxdiff.config import Config, Sampling, validate
 from jaxdiff.config.files import load, read_run
 from jaxdiff.data.sources import Source, open_dataset
+from jaxdiff.diffusion import make_draw
 from jaxdiff.evaluation import frechet_distance, kernel_distance, neighbours
 from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.collect import Collected, Collector
@@ -207,14 +208,14 @@ class Ruler:
 
     def _draw(self, run: Run, sampling: Sampling) -> tuple[Collected, float]:
         """The samples, classes in turn, and how many a second of CPU time (the first batch, which compiles, aside)."""
-        draw = build_sample(run.config, sampling, build_model(run.config, 1), SHAPE, BATCH, self._mesh)
+        draw = make_draw(make_recipe(run.config, SHAPE), make_method(run.config, sampling), BATCH, self._mesh)
         key, seconds = jax.random.key(0, impl="threefry2x32"), []
 
         def batches() -> Iterator[np.ndarray]:
             for first in range(0, self.n, BATCH):
                 labels = (first + np.arange(BATCH, dtype=np.int32)) % 10
                 began = time.process_time()
-                images = pictures.to_uint8(draw(run.params, key, BATCH, labels, first))
+                images = pictures.to_uint8(draw(run.params, key, BATCH, {"label": labels}, first))
                 seconds.append(time.process_time() - began)
                 yield images
 

@@ -20,7 +20,7 @@ def train(place: common.Place, name: str) -> common.Run:
     start = common.base_run(place)
     config = common.change(
         start.config,
-        consistency=dataclasses.replace(PUBLISHED.consistency, start=str(start.workdir), teacher=KINDS[name]),
+        objective=dataclasses.replace(PUBLISHED.objective, start=str(start.workdir), teacher=KINDS[name]),
         optimizer=PUBLISHED.optimizer,
         train=PUBLISHED.train,
         sampling=PUBLISHED.sampling,

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxdiff.builders import build_model, build_schedule
 
 from benchmarks.experiments import common
 from jaxdiff import add_noise, as_denoiser
-from jaxdiff.config import Sampling
+from jaxdiff.config import Sampling, make_schedule
 from jaxdiff.data.sources import open_dataset
 
 STEPS, SEEDS, IMAGES = 500, (0, 1, 2), 500
@@ -26,7 +25,7 @@ LOG_SNR = np.array([8.0, 6.0, 4.0, 2.0, 0.0, -2.0, -4.0, -6.0, -8.0])
 
 def noise_errors(run: common.Run, images: np.ndarray, labels: np.ndarray) -> list[float]:
     """The mean square of noise estimate minus noise, at each of LOG_SNR."""
-    schedule, model = build_schedule(run.config), build_model(run.config, 1)
+    schedule, model = make_schedule(run.config.diffusion), run.config.model.module(1)
     x_0 = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
     noise = jax.random.normal(jax.random.key(1), x_0.shape)
 

@@ -41,7 +41,7 @@ def test_the_planned_step_is_the_step_that_train_runs(tmp_path, monkeypatch):
 
     class Spied(training_job.Program):
         def compiled(self):
-            return self.step
+            return self._step
 
     def run(state, step, batches, key, *rest, steps, **more):
         _, batch = next(batches)
