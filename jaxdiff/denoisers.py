@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxdiff.family import Family
-from jaxdiff.process import check_prediction, network_inputs, to_x0_noise
+from jaxdiff.process import PREDICTIONS, check_prediction, network_inputs, to_x0_noise
 from jaxdiff.schedules import Marginal, Schedule
 
 
@@ -70,7 +70,7 @@ def as_denoiser(
     check_prediction(prediction)
     with jax.ensure_compile_time_eval():  # as_denoiser may be called under jit
         no_signal = bool(schedule(1.0).alpha == 0)
-    if prediction in ("noise", "score") and no_signal:
+    if PREDICTIONS[prediction].needs_signal and no_signal:
         raise ValueError(f"the schedule leaves no signal at t = 1, where {prediction!r} divides by 0; use 'v' or 'x_0'")
 
     def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:

@@ -224,6 +224,11 @@ def _v(output: Array, x_t: Array, alpha: Array, sigma: Array) -> tuple[Array, Ar
     return (alpha * x_t - sigma * output) / scale, (sigma * x_t + alpha * output) / scale
 
 
+def _shared(of_noise: Array, of_x_0: Array, alpha: Array, sigma: Array) -> Array:
+    """alpha^2 times the weight of the noise loss = sigma^2 times that of the x_0 loss, by whichever is finite."""
+    return jnp.where(alpha > sigma, jnp.square(alpha) * of_noise, jnp.square(sigma) * of_x_0)
+
+
 def _edm_scale(alpha: Array, sigma: Array) -> Array:
     return jnp.sqrt(jnp.square(sigma) + jnp.square(EDM_DATA * alpha))
 
@@ -246,31 +251,57 @@ class PredictionKind(NamedTuple):
     Attributes:
       hub: (output, x_t, alpha, sigma) -> (x_0, noise).
       target: (x_0, noise, alpha, sigma) -> the output it should have.
+      weight: (weight of the noise loss, of the x_0 loss, alpha, sigma) -> the weight of this output's loss, finite
+        where that loss is; see `losses.weightings`.
       scale: (alpha, sigma) -> what x_t is divided by; None: nothing.
       label: (t, m) -> how the time is told.
+      needs_signal: whether its hub divides by alpha, so that nothing is known where alpha = 0.
     """
 
     hub: Callable[..., tuple[Array, Array]]
     target: Callable[..., Array]
+    weight: Callable[[Array, Array, Array, Array], Array]
     scale: Callable[[Array, Array], Array] | None = None
     label: Callable[[Array, Marginal], Array] = lambda t, m: t
+    needs_signal: bool = False
 
 
 PREDICTIONS = {
-    "noise": PredictionKind(lambda o, x, a, s: ((x - s * o) / a, o), lambda x_0, noise, a, s: noise),
+    "noise": PredictionKind(
+        lambda o, x, a, s: ((x - s * o) / a, o),
+        lambda x_0, noise, a, s: noise,
+        lambda of_noise, of_x_0, a, s: of_noise,
+        needs_signal=True,
+    ),
     "x_0": PredictionKind(
-        lambda o, x, a, s: (o, jnp.where(s > 0, (x - a * o) / _safe(s), 0.0)), lambda x_0, noise, a, s: x_0
+        lambda o, x, a, s: (o, jnp.where(s > 0, (x - a * o) / _safe(s), 0.0)),
+        lambda x_0, noise, a, s: x_0,
+        lambda of_noise, of_x_0, a, s: of_x_0,
     ),
-    "v": PredictionKind(_v, lambda x_0, noise, a, s: a * noise - s * x_0),
+    "v": PredictionKind(
+        _v,
+        lambda x_0, noise, a, s: a * noise - s * x_0,
+        lambda of_noise, of_x_0, a, s: _shared(of_noise, of_x_0, a, s) / jnp.square(jnp.square(a) + jnp.square(s)),
+    ),
     "flow": PredictionKind(
-        lambda o, x, a, s: ((x - s * o) / (a + s), (x + a * o) / (a + s)), lambda x_0, noise, a, s: noise - x_0
+        lambda o, x, a, s: ((x - s * o) / (a + s), (x + a * o) / (a + s)),
+        lambda x_0, noise, a, s: noise - x_0,
+        lambda of_noise, of_x_0, a, s: _shared(of_noise, of_x_0, a, s) / jnp.square(a + s),
     ),
-    "score": PredictionKind(lambda o, x, a, s: ((x + s * s * o) / a, -s * o), lambda x_0, noise, a, s: -noise / s),
+    "score": PredictionKind(
+        lambda o, x, a, s: ((x + s * s * o) / a, -s * o),
+        lambda x_0, noise, a, s: -noise / s,
+        lambda of_noise, of_x_0, a, s: of_noise * jnp.square(s),
+        needs_signal=True,
+    ),
     "edm": PredictionKind(
         _edm,
         lambda x_0, noise, a, s: (s * x_0 - EDM_DATA**2 * a * noise) / (EDM_DATA * _edm_scale(a, s)),
+        lambda of_noise, of_x_0, a, s: (
+            _shared(of_noise, of_x_0, a, s) * EDM_DATA**2 / (jnp.square(s) + jnp.square(EDM_DATA * a))
+        ),
         _edm_scale,
         _c_noise,
     ),
 }
-"""Every kind of prediction: to add one is to add a row (and its loss weight, `losses.weightings.output_weight`)."""
+"""Every kind of prediction: to add one is to add a row."""

@@ -4,15 +4,16 @@ A grid of N steps has N + 1 times, from near 1 (noise) down to exactly 0 (data);
 times[i + 1]. All are made on the host. On a discrete schedule the times are entries k/T, all distinct.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
+from jaxdiff.family import Family
 from jaxdiff.schedules import Schedule
 
 CLEANEST, NOISIEST = 0.002, 80.0  # sigma/alpha of EDM's ends, for data of standard deviation 1/2 or so (images)
-SPACINGS = ("trailing", "leading", "linspace", "quadratic", "log_snr", "karras")
 
 
 def time_grid(
@@ -20,41 +21,28 @@ def time_grid(
     num_steps: int,
     spacing: str | Sequence[float] = "trailing",
     *,
-    t_min: float | None = None,
-    rho: float = 7.0,
     max_steps: int | None = None,
+    **options: Any,
 ) -> np.ndarray:
     """The times of a sampler with exactly num_steps steps, descending, ending in 0.0.
-
-    spacing:
-      trailing   t_i = (N - i)/N: from 1, equal steps, the last as long as the others.
-      leading    multiples of T // N entries plus one: never starts at 1 (trap: the network never sees pure noise);
-                 on a continuous schedule multiples of (1 - t_min)/N plus t_min.
-      linspace   from 1 to t_min in equal steps, then 0.
-      quadratic  t_i = ((N - i)/N)^2: more steps where there is little noise.
-      log_snr    from 1 to t_min in equal steps of log-SNR, then 0.
-      karras     from 1 to t_min in equal steps of (sigma/alpha)^(1/rho), then 0.
-      a list     descending times in (0, 1], ending above 0, resampled to N log-linearly (AYS); then 0.
 
     Args:
       schedule: the noise schedule.
       num_steps: N >= 1; on a discrete schedule N <= T.
-      spacing: a name or a list of times, as above.
-      t_min: the last time above 0 of linspace, log_snr, karras and, on a continuous schedule, leading. Default 1/T;
-        if continuous, where sigma/alpha = 0.002, as in EDM: see `clean_time`.
-      rho: exponent of karras.
+      spacing: a name in SPACINGS; or a list of descending times in (0, 1], ending above 0, which is resampled to N
+        log-linearly (AYS), and then 0.
       max_steps: pad with zeros to max_steps + 1 times. `sample` skips steps from 0 to 0, so that programs
         compiled for max_steps serve every smaller number.
+      **options: of the spacing. t_min, of most, is the last time above 0: default 1/T; if continuous, where
+        sigma/alpha = 0.002, as in EDM: see `clean_time`.
 
     Returns:
       float32 [num_steps + 1] or [max_steps + 1].
 
     Raises:
-      ValueError: unknown spacing, or a number of steps or a list that cannot work, with the legal range.
+      ValueError: unknown spacing or option, or a number of steps or a list that cannot work, with the legal range.
 
-    Source: Lin et al. 2023, table 2 (leading, linspace, trailing); Song et al. 2021 (DDIM), appendix D.2
-    (quadratic); Lu et al. 2022 (DPM-Solver), section 3.4 (log_snr); Karras et al. 2022, eq. 5; Sabour et al. 2024
-    (AYS).
+    Source: Sabour et al. 2024 (AYS); the others as their functions say.
 
     >>> from jaxdiff import schedules
     >>> time_grid(schedules.cosine(), 4).tolist()
@@ -64,42 +52,23 @@ def time_grid(
     for name, number in (("num_steps", num_steps), ("max_steps", max_steps)):
         if number is not None and not isinstance(number, int | np.integer):
             raise ValueError(f"{name} must be a whole number, got {number!r}")
-    if not 0 < rho < np.inf:
-        raise ValueError(f"rho must be positive and finite (7 is usual), got {rho}")
     if num_steps < 1 or (top is not None and num_steps > top):
         legal = f"lie in 1..{top} (the schedule's T)" if top else "be at least 1"
         raise ValueError(f"num_steps must {legal}, got {num_steps}")
     if max_steps is not None and max_steps < num_steps:
         raise ValueError(f"max_steps must be at least num_steps={num_steps}, got {max_steps}")
-    t_min = t_min if t_min is not None else (1.0 / top if top else clean_time(schedule))
-    if not 0 < t_min < 1 and num_steps > 1:
-        raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
-
-    falling = np.arange(num_steps, 0, -1) / num_steps
-    if not isinstance(spacing, str):
-        times = _resample(spacing, num_steps)
-    elif spacing == "trailing":
-        times = falling
-    elif spacing == "leading":
-        times = _leading(num_steps, top, t_min)
-    elif spacing == "linspace":
-        times = np.linspace(1.0, t_min, num_steps)
-    elif spacing == "quadratic":
-        times = falling**2
-    elif spacing == "log_snr":
-        start, end = _log_snr_range(schedule, t_min)
-        times = _invert(schedule, np.linspace(start, end, num_steps))
-    elif spacing == "karras":
-        start, end = np.exp(-0.5 / rho * np.array(_log_snr_range(schedule, t_min)))
-        times = _invert(schedule, -2.0 * rho * np.log(np.linspace(start, end, num_steps)))
+    if isinstance(spacing, str):
+        times = TIME_GRIDS.build(spacing, options, schedule, num_steps)
+    elif options:
+        raise ValueError(f"a list of times has no option {next(iter(options))!r}")
     else:
-        raise ValueError(f"unknown spacing {spacing!r}; choose one of {', '.join(SPACINGS)}, or give a list of times")
+        times = _resample(spacing, num_steps)
 
     if top is not None:
         times = _distinct_entries(times, top) / top
     times = np.append(times, np.zeros(1 + (max_steps - num_steps if max_steps else 0))).astype(np.float32)
     if not np.all(np.diff(times[: num_steps + 1]) < 0):
-        raise ValueError(f"{num_steps} steps of {spacing!r} from 1 to {t_min} are closer than float32 can tell apart")
+        raise ValueError(f"{num_steps} steps of {spacing!r} are closer than float32 can tell apart")
     return times
 
 
@@ -118,10 +87,79 @@ def clean_time(schedule: Schedule) -> float:
         return float(jax.jit(schedule.time_of_log_snr)(-2.0 * np.log(CLEANEST)))
 
 
-def _leading(num_steps: int, top: int | None, t_min: float) -> np.ndarray:
+def trailing(schedule: Schedule, num_steps: int, /) -> np.ndarray:
+    """t_i = (N - i)/N: from 1, equal steps, the last as long as the others.
+
+    Source: Lin et al. 2023, table 2, as leading and linspace.
+    """
+    del schedule
+    return np.arange(num_steps, 0, -1) / num_steps
+
+
+def leading(schedule: Schedule, num_steps: int, /, *, t_min: float | None = None) -> np.ndarray:
+    """Multiples of T // N entries plus one: never starts at 1 (trap: the network never sees pure noise).
+
+    On a continuous schedule multiples of (1 - t_min)/N plus t_min.
+    """
+    last, top = _last_time(schedule, num_steps, t_min), schedule.num_steps
     if top is None:
-        return t_min + (1.0 - t_min) * np.arange(num_steps - 1, -1, -1) / num_steps
+        return last + (1.0 - last) * np.arange(num_steps - 1, -1, -1) / num_steps
     return (np.arange(num_steps - 1, -1, -1) * (top // num_steps) + 1) / top
+
+
+def linspace(schedule: Schedule, num_steps: int, /, *, t_min: float | None = None) -> np.ndarray:
+    """From 1 to t_min in equal steps, then 0."""
+    return np.linspace(1.0, _last_time(schedule, num_steps, t_min), num_steps)
+
+
+def quadratic(schedule: Schedule, num_steps: int, /) -> np.ndarray:
+    """t_i = ((N - i)/N)^2: more steps where there is little noise.
+
+    Source: Song et al. 2021 (DDIM), appendix D.2.
+    """
+    return trailing(schedule, num_steps) ** 2
+
+
+def log_snr(schedule: Schedule, num_steps: int, /, *, t_min: float | None = None) -> np.ndarray:
+    """From 1 to t_min in equal steps of log-SNR, then 0.
+
+    Source: Lu et al. 2022 (DPM-Solver), section 3.4.
+    """
+    start, end = _log_snr_range(schedule, _last_time(schedule, num_steps, t_min))
+    return _invert(schedule, np.linspace(start, end, num_steps))
+
+
+def karras(schedule: Schedule, num_steps: int, /, *, t_min: float | None = None, rho: float = 7.0) -> np.ndarray:
+    """From 1 to t_min in equal steps of (sigma/alpha)^(1/rho), then 0.
+
+    Source: Karras et al. 2022 (EDM), eq. 5.
+    """
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite (7 is usual), got {rho}")
+    last = _last_time(schedule, num_steps, t_min)
+    start, end = np.exp(-0.5 / rho * np.array(_log_snr_range(schedule, last)))
+    return _invert(schedule, -2.0 * rho * np.log(np.linspace(start, end, num_steps)))
+
+
+SPACINGS: dict[str, Callable[..., np.ndarray]] = {
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+}
+TIME_GRIDS = Family("spacing", SPACINGS)
+"""Members take (schedule, N) and give N descending times in (0, 1], float64; `time_grid` adds the 0."""
+
+
+def _last_time(schedule: Schedule, num_steps: int, t_min: float | None) -> float:
+    """The last time above 0."""
+    top = schedule.num_steps
+    t_min = t_min if t_min is not None else (1.0 / top if top else clean_time(schedule))
+    if not 0 < t_min < 1 and num_steps > 1:
+        raise ValueError(f"t_min must lie in (0, 1), got {t_min}")
+    return t_min
 
 
 def _log_snr_range(schedule: Schedule, t_min: float) -> tuple[float, float]:

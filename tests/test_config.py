@@ -85,7 +85,7 @@ def test_json_round_trips_every_field():
         model=Model(channel_mults=(1, 3), attention_resolutions=(), head_dim=8),
         train=Train(steps=3),
         objective=Consistency(start="w2"),
-        sampling=Sampling(eta=0.25, spacing_options={"rho": 3.0}),
+        sampling=Sampling(eta=0.25, spacing="karras", spacing_options={"rho": 3.0}),
     )
     assert from_json(to_json(config)) == config
 

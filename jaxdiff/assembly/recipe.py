@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdiff.codecs import CODECS
-from jaxdiff.conditioning import CONDITIONERS
-from jaxdiff.config import Config, Sampling, decoded, make_schedule, times
+from jaxdiff.config import Config, Sampling, decoded, make_conditioner, make_schedule, times
 from jaxdiff.denoisers import THRESHOLDS, Denoiser
 from jaxdiff.diffusion import Guidance, Method, Recipe
 from jaxdiff.errors import UserError
@@ -28,8 +27,7 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: 
     diffusion, model = config.diffusion, config.model
     codec = CODECS.build(diffusion.codec, decoded(CODECS, diffusion.codec, diffusion.codec_options))
     shape = codec.shape(image_shape)
-    name, options = conditioner_of(config, class_names)
-    conditioner = CONDITIONERS.build(name, options)
+    conditioner = make_conditioner(config, class_names)
     try:
         model.check(shape, conditioner.spec)
     except ValueError as error:
@@ -40,13 +38,6 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: 
     return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned)
 
 
-def conditioner_of(config: Config, class_names: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The name and the options of a config's conditioner."""
-    if not config.model.num_classes:
-        return "nothing", {}
-    return "classes", {"num_classes": config.model.num_classes, "names": class_names}
-
-
 def check_data(config: Config, num_classes: int, num_devices: int) -> None:
     """Refuses a config that does not fit the data's classes or the devices.
 
@@ -54,7 +45,7 @@ def check_data(config: Config, num_classes: int, num_devices: int) -> None:
       UserError: what is wrong and what would be right.
     """
     wanted = config.model.num_classes
-    if wanted and wanted != num_classes:
+    if config.diffusion.conditioner == "classes" and wanted and wanted != num_classes:
         has = f"has {num_classes} classes" if num_classes else "has no classes"
         raise UserError(f"model.num_classes={wanted}, but {config.data.name} {has}; set it to {num_classes}")
     if num_devices % config.parallel.fsdp:

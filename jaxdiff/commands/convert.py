@@ -16,6 +16,7 @@ from typing import Literal
 import tyro
 
 from jaxdiff.commands.parser import FileName, parse
+from jaxdiff.config.files import load_plugins
 from jaxdiff.errors import UserError, program
 from jaxdiff.interop.openai import FLAGS
 from jaxdiff.storage import check_writable, in_bucket
@@ -41,7 +42,7 @@ class ConvertArguments:
 
 def run(argv: list[str]) -> tuple[int, str]:
     """Converts; the exit code, and notes and what was made."""
-    arguments = parse(ConvertArguments, argv, program("convert"), __doc__)
+    arguments = parse(ConvertArguments, load_plugins(argv)[1], program("convert"), __doc__)
     if in_bucket(arguments.source) or in_bucket(arguments.target):
         raise UserError("convert reads and writes folders of this machine; copy from or to the bucket")
     source, target = Path(arguments.source), Path(arguments.target)

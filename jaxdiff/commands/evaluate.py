@@ -18,8 +18,10 @@ import tyro
 
 from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import FileName, Processes, parse
+from jaxdiff.config.files import load_plugins
 from jaxdiff.errors import program
-from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS
+from jaxdiff.evaluation.measure import METRICS
+from jaxdiff.evaluation.scores import LIKELIHOODS
 from jaxdiff.parallel import processes
 from jaxdiff.storage import place
 
@@ -30,7 +32,7 @@ class EvaluateArguments(Processes):
 
     workdir: tyro.conf.Positional[FileName]
     """The run."""
-    metrics: Annotated[str, tyro.conf.arg(help=f"Of {', '.join([*METRICS, *LIKELIHOODS])}; by commas.")] = "fid,kid"
+    metrics: Annotated[str, tyro.conf.arg(help=f"Of {', '.join([*METRICS.members, *LIKELIHOODS])}.")] = "fid,kid"
     sampler: str | None = None
     """Methods, by commas; default the run's own."""
     steps: str | None = None
@@ -59,7 +61,7 @@ class EvaluateArguments(Processes):
 
 def run(argv: list[str]) -> tuple[int, str]:
     """Evaluates; the exit code and the table."""
-    arguments = parse(EvaluateArguments, argv, program("evaluate"), __doc__)
+    arguments = parse(EvaluateArguments, load_plugins(argv)[1], program("evaluate"), __doc__)
     asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
     asked |= {"workdir": place(arguments.workdir)} | {
         name: asked[name] or None for name in ("data_path", "test_path", "features")

@@ -30,7 +30,7 @@ class SampleArguments(Processes):
     spacing: str | None = None
     """How the steps are spread over time: trailing, leading, linspace, quadratic, log_snr or karras."""
     spacing_options: Options = dataclasses.field(default_factory=dict)
-    """Its options: t_min, rho."""
+    """Its options, such as --spacing-options.rho 5 of karras."""
     eta: float | None = None
     """Randomness, 0 to 1, of a method that has it."""
     guidance: float | None = None

@@ -5,6 +5,6 @@ from jaxdiff.conditioning.classes import classes
 from jaxdiff.conditioning.text import text
 from jaxdiff.family import Family
 
-CONDITIONERS = Family("conditioner", {"nothing": nothing, "classes": classes})
+CONDITIONERS = Family("conditioner", {"nothing": nothing, "classes": classes}, given=("num_classes", "names"))
 
 __all__ = ["CONDITIONERS", "Cond", "Conditioner", "classes", "hidden", "nothing", "text"]

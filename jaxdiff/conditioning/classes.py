@@ -6,20 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdiff.conditioning.base import Conditioner
+from jaxdiff.conditioning.base import Conditioner, nothing
 
 
 def classes(num_classes: int, names: Sequence[str] = ()) -> Conditioner:
     """cond["label"], int32 in 0..num_classes: the last says nothing.
 
     Args:
-      num_classes: >= 1.
+      num_classes: >= 0; of none, nothing is said.
       names: of the classes, which may stand for their numbers.
 
     >>> conditioner = classes(10, ["zero", "one"])
     >>> conditioner.parse(["3", "one"], 4)["label"].tolist(), conditioner.null(None, 2)["label"].tolist()
     ([3, 1, 3, 1], [10, 10])
     """
+
+    if not num_classes:
+        return nothing()
 
     def parse(words: Sequence[str], num: int) -> dict[str, np.ndarray]:
         labels = [_number(word, num_classes, names) for word in words] or range(num_classes)

@@ -1,12 +1,13 @@
-"""What a run is: frozen dataclasses, and what makes them valid. Their files are read in config_files.py."""
+"""What a run is: frozen dataclasses, and what makes them valid. Their files are read in config/files.py."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from jaxdiff.codecs import CODECS
+from jaxdiff.conditioning import CONDITIONERS, Conditioner
 from jaxdiff.config.arguments import options_field
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.errors import UserError
@@ -19,7 +20,7 @@ from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES, Schedule
 from jaxdiff.schema import Between, Options, decode, encode, out_of_range
-from jaxdiff.times import SPACINGS, time_grid
+from jaxdiff.times import TIME_GRIDS, time_grid
 from jaxdiff.training.hooks import parse_every
 from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS
 
@@ -70,6 +71,10 @@ class Diffusion:
     """Options of the time sampling, such as mean and std of logit_normal."""
     class_dropout: Annotated[float, Between(0, 1)] = 0.1
     """How often the condition is hidden in training, which guidance needs."""
+    conditioner: str = "classes"
+    """What the network is told, see jaxdiff.conditioning: classes, where the model has them, or nothing."""
+    conditioner_options: Options = dataclasses.field(default_factory=dict)
+    """Options of the conditioner."""
     codec: str = "pixels"
     """What of an image is diffused, see jaxdiff.codecs."""
     codec_options: Options = dataclasses.field(default_factory=dict)
@@ -149,7 +154,7 @@ class Sampling:
     spacing: str = "trailing"
     """How the steps are spread over time: trailing, leading, linspace, quadratic, log_snr or karras."""
     spacing_options: Options = dataclasses.field(default_factory=dict)
-    """Options of the spacing: t_min, rho."""
+    """Options of the spacing, such as rho of karras."""
     threshold: str = "static"
     """Keep x_0 estimates in range: none, static (clipped) or dynamic (clipped to a percentile and rescaled)."""
     threshold_options: Options = dataclasses.field(default_factory=dict)
@@ -223,6 +228,17 @@ def make_schedule(diffusion: Diffusion) -> Schedule:
     return schedule.rescale_zero_snr()
 
 
+def make_conditioner(config: Config, class_names: Sequence[str] = ()) -> Conditioner:
+    """What makes cond of a batch.
+
+    Raises:
+      ValueError: what cannot be, and what could.
+    """
+    name, options = config.diffusion.conditioner, config.diffusion.conditioner_options
+    given = {"num_classes": config.model.num_classes, "names": class_names}
+    return CONDITIONERS.build(name, decoded(CONDITIONERS, name, options), **given)
+
+
 def decoded(family: Family, name: str, options: Options) -> Options:
     """The options of a member, of the types that it declares.
 
@@ -236,18 +252,14 @@ def decoded(family: Family, name: str, options: Options) -> Options:
 
 def times(config: Config, sampling: Sampling, max_steps: int | None = None) -> np.ndarray:
     """The time grid of sampling, padded to max_steps; see `jaxdiff.time_grid`."""
-    return time_grid(
-        make_schedule(config.diffusion),
-        sampling.steps,
-        sampling.spacing,
-        max_steps=max_steps,
-        **sampling.spacing_options,
-    )
+    options = decoded(TIME_GRIDS, sampling.spacing, sampling.spacing_options)
+    return time_grid(make_schedule(config.diffusion), sampling.steps, sampling.spacing, max_steps=max_steps, **options)
 
 
 _FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its options are in FIELD_options
     ("diffusion", "weighting", WEIGHTINGS),
     ("diffusion", "time_sampling", TIME_SAMPLINGS),
+    ("diffusion", "conditioner", CONDITIONERS),
     ("diffusion", "codec", CODECS),
     ("optimizer", "name", OPTIMIZERS),
     ("optimizer", "schedule", LEARNING_RATES),
@@ -258,7 +270,7 @@ _FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its 
 
 
 def _problems(config: Config) -> Iterator[str]:
-    diffusion, sampling, train, model = config.diffusion, config.sampling, config.train, config.model
+    diffusion, sampling, train = config.diffusion, config.sampling, config.train
     for group, field, family in _FAMILIES:
         part = getattr(config, group)
         try:
@@ -272,7 +284,7 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"diffusion.schedule: {error}"
     if diffusion.prediction not in PREDICTIONS:
         yield f"unknown diffusion.prediction {diffusion.prediction!r}; choose one of {', '.join(PREDICTIONS)}"
-    if diffusion.zero_snr and diffusion.prediction in ("noise", "score"):
+    elif diffusion.zero_snr and PREDICTIONS[diffusion.prediction].needs_signal:
         yield (
             f"diffusion.zero_snr leaves no signal at t = 1, where prediction {diffusion.prediction!r} divides by 0; "
             "set diffusion.prediction to v or x_0"
@@ -280,7 +292,7 @@ def _problems(config: Config) -> Iterator[str]:
     if schedule is not None:
         yield from _sampling_problems(config, schedule)
     if sampling.guidance != 1 and sampling.guidance_rule != "autoguidance":
-        if not model.num_classes:
+        if diffusion.conditioner in CONDITIONERS.members and not make_conditioner(config).spec:
             yield f"sampling.guidance={sampling.guidance} needs a condition: set model.num_classes, or guidance to 1"
         elif not diffusion.class_dropout:
             yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"
@@ -302,13 +314,6 @@ def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
     sampling = config.sampling
     if schedule.num_steps is not None and sampling.steps > schedule.num_steps:
         yield f"sampling.steps={sampling.steps} exceeds the process; use at most {schedule.num_steps}"
-        return
-    if isinstance(sampling.spacing, str) and sampling.spacing not in SPACINGS:
-        yield f"unknown sampling.spacing {sampling.spacing!r}; choose one of {', '.join(SPACINGS)}"
-        return
-    unknown = [name for name in sampling.spacing_options if name not in ("t_min", "rho")]
-    if unknown:
-        yield f"sampling.spacing has no option {unknown[0]!r}; it takes t_min, rho"
         return
     try:
         times(config, sampling)

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from jaxdiff.data.sources import open_dataset
+from jaxdiff.data.sources import DATASETS, open_dataset
 from jaxdiff.errors import UserError
 
 
@@ -24,7 +24,7 @@ _OWN = {"digits": Expected((8, 8, 1), 10), "fashion_mnist": Expected((28, 28, 1)
 def expect_dataset(
     name: str, path: str | None = None, split: str = "train", resize: int | tuple[int, int] | None = None
 ) -> Expected:
-    """What `open_dataset` would give: from TFDS's description of a data set, prepared or not; a folder is looked at.
+    """What `open_dataset` would give: from TFDS's description of a data set, prepared or not; others are opened.
 
     Raises:
       UserError: unknown, or of images whose size only the images tell.
@@ -36,7 +36,7 @@ def expect_dataset(
     if name in _OWN:
         shape, num_classes = _OWN[name]
         return Expected((*size, 1) if size else shape, num_classes)
-    if name == "folder":
+    if name in DATASETS.members:
         source = open_dataset(name, path, split, resize)
         return Expected(source.shape, source.num_classes)
     import tensorflow_datasets as tfds

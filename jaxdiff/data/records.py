@@ -31,7 +31,6 @@ from jaxdiff.errors import UserError
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
 MAX_IDX_BYTES = 2**31
-OWN_NAMES = ("digits", "fashion_mnist", "folder")
 
 _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"}
 _PICTURES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
@@ -445,8 +444,8 @@ def open_digits(path: str, split: str) -> TfdsRecords:
     return TfdsRecords(builder, split)
 
 
-def open_tfds(name: str, path: str, split: str) -> TfdsRecords:
-    """A data set that TFDS has prepared under `path`, or under its own default folder."""
+def open_tfds(name: str, path: str, split: str, others: Collection[str] = ()) -> TfdsRecords:
+    """A data set that TFDS has prepared under `path`, or under its own default folder; `others` are names known."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
@@ -460,7 +459,7 @@ def open_tfds(name: str, path: str, split: str) -> TfdsRecords:
                 f"run `tfds build {name} --file_format=array_record --data_dir={data_dir}`, or set data.path"
             ) from error
         found = {file.relative_to(data_dir).parts[0] for file in Path(data_dir).glob("*/*/features.json")}
-        choices = [*OWN_NAMES, *sorted(found)]
+        choices = [*others, *sorted(found)]
         nearest = difflib.get_close_matches(name, [*choices, *tfds.list_builders(with_community_datasets=False)], 1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise UserError(

@@ -90,8 +90,10 @@ def open_dataset(
     """
     path, laid_on = path or "", colour(background)
     given = {"allow_empty": allow_empty, "numbering": numbering}
-    own = name in DATASETS.members
-    records: Records = DATASETS.build(name, {}, path, split, **given) if own else open_tfds(name, path, split)
+    own = DATASETS.members
+    records: Records = (
+        DATASETS.build(name, {}, path, split, **given) if name in own else open_tfds(name, path, split, own)
+    )
     if isinstance(numbering, tuple) and records.class_names not in ((), numbering):
         strange, missing = set(records.class_names) - set(numbering), set(numbering) - set(records.class_names)
         check_class_names(name, sorted(strange), sorted(missing))

@@ -1,30 +1,87 @@
-"""The metrics of one set of images against a reference, by name."""
+"""The metrics of one set of images against a reference, by name (`METRICS`)."""
 
+import functools
 from collections.abc import Sequence
 
 from jaxdiff.evaluation.collect import Collected
 from jaxdiff.evaluation.frechet import frechet_distance
 from jaxdiff.evaluation.kernel import kernel_distance
-from jaxdiff.evaluation.neighbours import neighbours
+from jaxdiff.evaluation.neighbours import Neighbours, neighbours
 from jaxdiff.evaluation.sliced_wasserstein import sliced_wasserstein
+from jaxdiff.family import Family
 
 BLOCK = 1000
 """Features a block of the kernel distance."""
 
 
+def fid(real: Collected, found: Collected) -> float:
+    """Frechet distance of the features; less is better, as of kid and sw. The others: more is better."""
+    return frechet_distance(real.gaussian, found.gaussian)
+
+
+def kid(real: Collected, found: Collected) -> dict[str, float]:
+    """Kernel distance of the features, and its standard error."""
+    distance = kernel_distance(real.features, found.features, BLOCK)
+    return {"kid": distance.value, "kid_error": distance.standard_error}
+
+
+@functools.lru_cache(maxsize=1)
+def _neighbours(real: Collected, found: Collected) -> Neighbours:
+    """The four that cost no more than one."""
+    return neighbours(real.features, found.features)
+
+
+def precision(real: Collected, found: Collected) -> float:
+    """Samples among the reference."""
+    return _neighbours(real, found).precision
+
+
+def recall(real: Collected, found: Collected) -> float:
+    """The reference among samples."""
+    return _neighbours(real, found).recall
+
+
+def density(real: Collected, found: Collected) -> float:
+    """As precision, counted by how many neighbourhoods a sample lies in."""
+    return _neighbours(real, found).density
+
+
+def coverage(real: Collected, found: Collected) -> float:
+    """The reference's images that have a sample beside them."""
+    return _neighbours(real, found).coverage
+
+
+def inception_score(real: Collected, found: Collected) -> float:
+    """Of the samples alone."""
+    del real
+    return found.inception_score
+
+
+def sw(real: Collected, found: Collected) -> float:
+    """Sliced Wasserstein distance of the pixels."""
+    return sliced_wasserstein(real.projections, found.projections)
+
+
+METRICS = Family(
+    "metric",
+    {
+        "fid": fid,
+        "kid": kid,
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+        "is": inception_score,
+        "sw": sw,
+    },
+)
+"""Members take the reference and what was found, and give a number, or {name: number, name_error: its error}."""
+
+
 def measure(real: Collected, found: Collected, metrics: Sequence[str]) -> dict[str, float]:
-    """The values of `metrics`, of `scores.METRICS`; with kid its standard error, kid_error."""
+    """The values of `metrics`, names in METRICS; with kid its standard error, kid_error."""
     values: dict[str, float] = {}
-    if "fid" in metrics:
-        values["fid"] = frechet_distance(real.gaussian, found.gaussian)
-    if "kid" in metrics:
-        kid = kernel_distance(real.features, found.features, BLOCK)
-        values |= {"kid": kid.value, "kid_error": kid.standard_error}
-    if {"precision", "recall", "density", "coverage"} & set(metrics):
-        four = neighbours(real.features, found.features)._asdict()
-        values |= {name: value for name, value in four.items() if name in metrics}
-    if "is" in metrics:
-        values["is"] = found.inception_score
-    if "sw" in metrics:
-        values["sw"] = sliced_wasserstein(real.projections, found.projections)
+    for name in metrics:
+        value = METRICS.build(name, {}, real, found)
+        values |= value if isinstance(value, dict) else {name: value}
     return values

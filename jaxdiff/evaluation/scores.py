@@ -4,18 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxdiff.errors import UserError
-
-METRICS = {  # name: does less mean better
-    "fid": True,
-    "kid": True,
-    "precision": False,
-    "recall": False,
-    "density": False,
-    "coverage": False,
-    "is": False,
-    "sw": True,
-}
-
+from jaxdiff.evaluation.measure import METRICS
 
 LIKELIHOODS = {  # of images under the model, not of samples
     "bpd": "at most, by the variational bound: {evaluations} network evaluations an image",
@@ -152,7 +141,7 @@ def table(scores: Sequence[Score], floor: Score | None) -> str:
     """
     rows = [*([floor] if floor else []), *scores]
     check_comparable(rows)
-    names = [name for name in METRICS if any(name in score.values for score in rows)]
+    names = [name for name in METRICS.members if any(name in score.values for score in rows)]
     lines = ["| sampler | steps | NFE | " + " | ".join(names) + " | images/s |", "|---" * (4 + len(names)) + "|"]
     for score in rows:
         is_floor = score is floor
@@ -177,5 +166,5 @@ def table(scores: Sequence[Score], floor: Score | None) -> str:
 def _cell(score: Score, name: str) -> str:
     if name not in score.values:
         return ""
-    value = f"{score.values[name]:.4g}"
-    return f"{value} ± {score.values['kid_error']:.1g}" if name == "kid" else value
+    value, error = f"{score.values[name]:.4g}", score.values.get(f"{name}_error")
+    return value if error is None else f"{value} ± {error:.1g}"

@@ -26,8 +26,8 @@ from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.collect import Collected, Collector
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
-from jaxdiff.evaluation.measure import BLOCK, measure
-from jaxdiff.evaluation.scores import LIKELIHOODS, METRICS, Bits, Reference, Score, bits_line, table
+from jaxdiff.evaluation.measure import BLOCK, METRICS, measure
+from jaxdiff.evaluation.scores import LIKELIHOODS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
 from jaxdiff.job.workdir import class_numbering
@@ -51,7 +51,7 @@ class Evaluation:
         self._config = config = read_run(arguments.workdir)
         self._data = dataclasses.replace(config.data, name=arguments.data_name or config.data.name)
         names = _metrics(arguments.metrics)
-        self._metrics = [name for name in names if name in METRICS]
+        self._metrics = [name for name in names if name in METRICS.members]
         self._kinds = [name for name in names if name in LIKELIHOODS]
         self._cells = _cells(config, arguments)
         if arguments.batch_size < 1 or not 0 <= arguments.seed < 2**32:
@@ -274,9 +274,10 @@ def _chart(scores: list[Score], floor: Score | None) -> np.ndarray:
 
 def _metrics(text: str) -> list[str]:
     names = text.split(",")
-    unknown = [name for name in names if name not in {**METRICS, **LIKELIHOODS}]
+    legal = [*METRICS.members, *LIKELIHOODS]
+    unknown = [name for name in names if name not in legal]
     if unknown:
-        raise UserError(f"--metrics {unknown[0]!r} is not one of {', '.join([*METRICS, *LIKELIHOODS])}")
+        raise UserError(f"--metrics {unknown[0]!r} is not one of {', '.join(legal)}")
     return names
 
 

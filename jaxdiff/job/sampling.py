@@ -15,9 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.assembly.recipe import conditioner_of, make_method, make_recipe
-from jaxdiff.conditioning import CONDITIONERS
-from jaxdiff.config import Config, Sampling, flat, validate
+from jaxdiff.assembly.recipe import make_method, make_recipe
+from jaxdiff.config import Config, Sampling, flat, make_conditioner, validate
 from jaxdiff.config.arguments import options_field
 from jaxdiff.config.files import read_run
 from jaxdiff.data.decoding import decode_image, open_image
@@ -175,7 +174,7 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
             named = option.replace("_", "-")
             raise UserError(f"--{named}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
     names = class_names(request.workdir) or ()
-    conditioner = CONDITIONERS.build(*conditioner_of(config, names))
+    conditioner = make_conditioner(config, names)
     batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
     method = make_method(config, sampling, trajectory=request.trajectory)
     state, meta = restore_with_meta(request.workdir, sharding=sharding)

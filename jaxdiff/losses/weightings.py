@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdiff.process import EDM_DATA, check_prediction
+from jaxdiff.process import EDM_DATA, PREDICTIONS, check_prediction
 from jaxdiff.schedules import Marginal
 
 
@@ -136,20 +136,8 @@ def output_weight(kind: str, weighting: Weighting, m: Marginal) -> jax.Array:
     [1.0, 0.0, 0.0]
     """
     check_prediction(kind)
-    weights, alpha, sigma = weighting(m.log_snr), m.alpha, m.sigma
-    if kind == "noise":
-        return weights.noise
-    if kind == "score":
-        return weights.noise * jnp.square(sigma)
-    if kind == "x_0":
-        return weights.x_0
-    size = jnp.where(alpha > sigma, jnp.square(alpha) * weights.noise, jnp.square(sigma) * weights.x_0)
-    power = jnp.square(alpha) + jnp.square(sigma)
-    if kind == "v":
-        return size / jnp.square(power)
-    if kind == "flow":
-        return size / jnp.square(alpha + sigma)
-    return size * EDM_DATA**2 / (jnp.square(sigma) + jnp.square(EDM_DATA * alpha))
+    weights = weighting(m.log_snr)
+    return PREDICTIONS[kind].weight(weights.noise, weights.x_0, m.alpha, m.sigma)
 
 
 def _positive(name: str, value: float) -> float:
