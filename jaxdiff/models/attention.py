@@ -83,7 +83,7 @@ class CrossBlock(nn.Module):
         x += Attention(self.heads, self.dtype, name="cross_attention")(layer_norm(x, "norm2"), context, mask)
         y = layer_norm(x, "norm3")
         y = nn.Dense(8 * features, dtype=self.dtype, kernel_init=fan_average, name="dense1")(y)
-        y, gate = jnp.split(y, 2, axis=-1)
+        y, gate = jnp.split(y.astype(jnp.float32), 2, axis=-1)
         y *= nn.gelu(gate, approximate=False)
         return x + nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="dense2")(y)
 

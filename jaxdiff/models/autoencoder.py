@@ -66,7 +66,7 @@ class Encoder(_Half):
     @nn.compact
     def __call__(self, x: Image) -> Array:
         """Encode x; its sides are multiples of 2^n."""
-        h = conv3x3(self.channels, self.dtype, "conv_in")(x)
+        h = conv3x3(self.channels, self.dtype, "conv_in")(x).astype(self.dtype)
         for i in range(len(self.channel_mults)):
             for j in range(self.blocks):
                 h = self._block(f"down_{i}_block_{j}", i, h)
@@ -84,12 +84,13 @@ class Decoder(_Half):
         """Decode z."""
         last = len(self.channel_mults) - 1
         h = nn.Dense(z.shape[-1], kernel_init=fan_average, name="latent")(z)
-        h = self._middle(conv3x3(self.channels * self.channel_mults[last], self.dtype, "conv_in")(h))
+        h = conv3x3(self.channels * self.channel_mults[last], self.dtype, "conv_in")(h).astype(self.dtype)
+        h = self._middle(h)
         for i in reversed(range(last + 1)):
             for j in range(self.blocks + 1):
                 h = self._block(f"up_{i}_block_{j}", i, h)
             if i > 0:
-                h = UpsampleConv(h.shape[-1], self.dtype, name=f"up_{i}_upsample")(h)
+                h = UpsampleConv(h.shape[-1], self.dtype, name=f"up_{i}_upsample")(h).astype(self.dtype)
         return self._out(h)
 
 

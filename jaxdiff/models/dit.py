@@ -148,14 +148,14 @@ class Block(nn.Module):
 
         y = modulated(x, shift1, scale1)
         y = Attention(self.options.num_heads, dtype, bias=True, name="attention")(y, y)
-        x += gate1[:, None].astype(x.dtype) * Dropout(self.options.dropout, name="dropout1")(y, keys)
+        x = (x + gate1[:, None] * Dropout(self.options.dropout, name="dropout1")(y, keys)).astype(x.dtype)
         if text is not None:
             heads = self.options.num_heads
             x += Attention(heads, dtype, bias=True, zero=True, name="cross_attention")(x, text, mask)
         y = modulated(x, shift2, scale2)
         y = nn.Dense(self.options.mlp_ratio * width, dtype=dtype, kernel_init=fan_average, name="dense1")(y)
-        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(nn.gelu(y))
-        x += gate2[:, None].astype(x.dtype) * Dropout(self.options.dropout, name="dropout2")(y, keys)
+        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(nn.gelu(y.astype(jnp.float32)))
+        x = (x + gate2[:, None] * Dropout(self.options.dropout, name="dropout2")(y, keys)).astype(x.dtype)
         return x, None
 
 

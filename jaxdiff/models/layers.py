@@ -99,6 +99,8 @@ def group_norm(x: Image, name: str, norm: Norm) -> Image:
 class Conv3x3(nn.Module):
     """A 3x3 convolution of stride 1 and padding 1, see `ops.conv3x3`; parameters are those of `nn.Conv`.
 
+    The bias is added in float32, and stays so: what comes next rounds.
+
     Attributes:
       channels: output channels.
       dtype: compute dtype.
@@ -114,9 +116,9 @@ class Conv3x3(nn.Module):
         """Convolve x."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.channels), jnp.float32)
         bias = self.param("bias", ZEROS, (self.channels,), jnp.float32)
-        x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = ops.conv3x3(x, kernel, self.get_variable("winograd", "weights"))  # None unless `winograd.prepared`
-        return y + bias.reshape(1, 1, 1, -1)
+        return y.astype(jnp.float32) + bias.reshape(1, 1, 1, -1)
 
 
 def conv3x3(
@@ -238,7 +240,7 @@ class UpsampleConv(nn.Module):
         batch, h, w, c = x.shape
         kernel = self.param("kernel", fan_average, (3, 3, c, self.channels), jnp.float32)
         bias = self.param("bias", ZEROS, (self.channels,), jnp.float32)
-        x, bias = x.astype(self.dtype), bias.astype(self.dtype)
+        x = x.astype(self.dtype)
         rows = []
         for a, row_kernel in enumerate(_phase_kernels(kernel, axis=0)):
             columns = [
@@ -253,7 +255,7 @@ class UpsampleConv(nn.Module):
             ]
             rows.append(jnp.stack(columns, axis=3))
         y = jnp.stack(rows, axis=2).reshape(batch, 2 * h, 2 * w, self.channels)
-        return y + bias.reshape(1, 1, 1, -1)
+        return y.astype(jnp.float32) + bias.reshape(1, 1, 1, -1)
 
 
 class Mlp(nn.Module):
@@ -336,7 +338,7 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Image, emb: Float[Array, "batch features"] | None, dropout_keys: Keys = None) -> Array:
         """Apply the block to x under the embedding, if any; dropout only with keys."""
-        h = nn.silu(group_norm(x, "norm1", self.norms))
+        h = nn.silu(group_norm(x.astype(jnp.float32), "norm1", self.norms))
         if self.resample == "up":
             h, x = UpsampleConv(self.channels, self.dtype, name="conv1")(h), upsample_nearest(x)
         else:
@@ -352,7 +354,7 @@ class ResBlock(nn.Module):
         h = conv3x3(self.channels, self.dtype, "conv2", zero=True)(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype, kernel_init=fan_average, name="shortcut")(x)
-        return x + h
+        return (x + h).astype(self.dtype)
 
     def _norm_with_time(self, h: Image, emb: Float[Array, "batch features"]) -> Image:
         scale_shift = self.time_injection == "scale_shift"

@@ -173,7 +173,7 @@ class UNet(nn.Module):
         emb = Embedding(self.channels, self.num_classes, self.frequency_shift, name="embedding")(t, cond)
         last = len(self.channel_mults) - 1
 
-        h = conv3x3(self.channels, self.dtype, "conv_in")(space_to_depth(x, self.patch))
+        h = conv3x3(self.channels, self.dtype, "conv_in")(space_to_depth(x, self.patch)).astype(self.dtype)
         skips = [h]
         for i in range(last + 1):
             for j in range(self.blocks):
@@ -196,7 +196,7 @@ class UNet(nn.Module):
             if i > 0:
                 h = self._resample("up", i, h, emb, dropout_keys)
 
-        h = nn.silu(group_norm(h, "norm_out", self._norm())).astype(jnp.float32)
+        h = nn.silu(group_norm(h.astype(jnp.float32), "norm_out", self._norm()))
         h = conv3x3(self.out_channels * self.patch**2, jnp.float32, "conv_out", zero=True)(h)
         return depth_to_space(h, self.patch)
 
@@ -225,7 +225,7 @@ class UNet(nn.Module):
             return self._block(name, level, direction, h, emb, dropout_keys)
         if direction == "down":
             return conv3x3(h.shape[-1], self.dtype, name, stride=2, padding=self.downsample_padding)(h)
-        return UpsampleConv(h.shape[-1], self.dtype, name=name)(h)
+        return UpsampleConv(h.shape[-1], self.dtype, name=name)(h).astype(self.dtype)
 
 
 def attends(net: UNet | Model, level: int, height: int) -> bool:

@@ -9,16 +9,20 @@ bool. A schedule takes (peak, warmup_steps, steps) and gives the learning rate o
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from jaxdiff.family import Family
 from jaxdiff.training.state import leaf_name
+
+if TYPE_CHECKING:
+    from optax import GradientTransformation
+else:
+    GradientTransformation = Any  # optax is imported where an optimizer is made: sampling reads the options alone
 
 Rate = Callable[[Any], Any]
 Mask = Callable[[Any], Any]
@@ -58,8 +62,10 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
     nesterov: bool = False,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, Algorithm 2)."""
+    import optax
+
     return optax.adamw(rate, b1=b1, b2=b2, eps=eps, nesterov=nesterov, weight_decay=weight_decay, mask=mask)
 
 
@@ -72,18 +78,20 @@ def adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     nesterov: bool = False,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     """Adam without weight decay (Kingma and Ba 2015, Algorithm 1)."""
+    import optax
+
     del mask
     if weight_decay:
         raise ValueError(f"adam has no weight decay; set weight_decay to 0, not {weight_decay}, or choose adamw")
     return optax.adam(rate, b1=b1, b2=b2, eps=eps, nesterov=nesterov)
 
 
-def lion(
-    rate: Rate, weight_decay: float, mask: Mask, /, b1: float = 0.9, b2: float = 0.99
-) -> optax.GradientTransformation:
+def lion(rate: Rate, weight_decay: float, mask: Mask, /, b1: float = 0.9, b2: float = 0.99) -> GradientTransformation:
     """Lion, the sign of a momentum (Chen et al. 2023, Algorithm 2): 3 to 10 times less rate than AdamW, more decay."""
+    import optax
+
     return optax.lion(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
 
 
@@ -97,11 +105,13 @@ def adafactor(
     min_dim_size_to_factor: int = 128,
     multiply_by_parameter_scale: bool = True,
     momentum: float | None = None,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     """Adafactor, second moments by rows and columns (Shazeer and Stern 2018, Algorithms 4 and 5).
 
     Where optax decays by the bare weight_decay, the decay here is multiplied by the rate as everywhere else.
     """
+    import optax
+
     return optax.adafactor(
         rate,
         decay_rate=decay_rate,
@@ -125,7 +135,7 @@ def muon(
     consistent_rms: float | None = None,
     adam_b1: float = 0.9,
     adam_b2: float = 0.999,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     """Muon, the orthogonalised momentum of matrices (Jordan et al. 2024); all other leaves by Adam at the same rate.
 
     A convolution is the matrix (height * width * inputs, outputs); an odd number of axes means stacked layers, each
@@ -157,8 +167,10 @@ def muon(
 
 def sgd(
     rate: Rate, weight_decay: float, mask: Mask, /, momentum: float = 0.0, nesterov: bool = False
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     """Gradient descent with momentum, the decay decoupled from it (Loshchilov and Hutter 2019, Algorithm 1)."""
+    import optax
+
     return optax.chain(
         optax.trace(momentum, nesterov) if momentum else optax.identity(),
         optax.add_decayed_weights(weight_decay, mask),
@@ -317,7 +329,7 @@ def make_optimizer(
     schedule: str = "constant",
     schedule_options: Mapping[str, Any] = {},
     steps: int | None = None,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     """Clip the global norm, then an optimizer of `OPTIMIZERS`, at the rate of `make_learning_rate`.
 
     Args:
@@ -344,6 +356,8 @@ def make_optimizer(
     >>> round(float(updates["w"][0]), 6)
     -0.05
     """
+    import optax
+
     for argument, value, legal, bound in (
         ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
         ("clip_norm", clip_norm, clip_norm > 0, "> 0"),
