@@ -53,9 +53,18 @@ def expanded(name: str) -> str:
       UserError: there is no home folder.
     """
     path = os.path.expanduser(name)
-    if path.split("/")[0] == "~":
+    if name.split("/")[0] == "~" and (not os.path.isabs(path) or os.environ.get("HOME") == ""):
         raise UserError(f"{name}: there is no home folder here for ~; give the whole path")
     return path
+
+
+def cache_folder() -> Path | None:
+    """Where jaxdiff's caches lie: below XDG_CACHE_HOME where that is an absolute path, else ~/.cache; None: no home."""
+    if os.path.isabs(base := os.environ.get("XDG_CACHE_HOME", "")):
+        return Path(base, "jaxdiff")
+    with contextlib.suppress(UserError):
+        return Path(expanded("~/.cache"), "jaxdiff")
+    return None
 
 
 def nameable(path: str) -> str:

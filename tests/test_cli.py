@@ -16,13 +16,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from jaxdiff import commands, diffusion, pictures
-from jaxdiff.assembly import recipe, workdir
+from jaxdiff.assembly import recipe
 from jaxdiff.commands import main
 from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import validate
 from jaxdiff.config.files import load, read_run
 from jaxdiff.errors import command, program
 from jaxdiff.job import training as training_job
+from jaxdiff.job import workdir
 from jaxdiff.keys import purpose_key
 from jaxdiff.objectives import Consistency
 from jaxdiff.parallel import make_mesh

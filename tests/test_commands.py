@@ -145,6 +145,10 @@ def test_home_is_expanded_by_one_rule(monkeypatch, tmp_path):
     assert parser.parse(sample.SampleArguments, ["~/r", "--out", "~/p.png"], "sample").out == "/home/me/p.png"
     asked = parser.parse(evaluate.EvaluateArguments, ["~/r", "--test-path=~/t", "--features", "~/f.pth"], "evaluate")
     assert (asked.workdir, asked.test_path, asked.features) == ("/home/me/r", "/home/me/t", "/home/me/f.pth")
+    for home in ("", "relative"):
+        monkeypatch.setenv("HOME", home)
+        with pytest.raises(UserError, match="no home folder"):
+            expanded("~/runs")
     monkeypatch.setattr(os.path, "expanduser", lambda name: name)  # nobody's home is known
     with pytest.raises(UserError, match="no home folder"):
         expanded("~/runs")
@@ -187,6 +191,7 @@ def test_out_is_tried_before_anything_is_read(tmp_path, monkeypatch):
         ("/home/me", "", "/home/me/.cache/jaxdiff/xla"),
         ("/home/me", "relative", "/home/me/.cache/jaxdiff/xla"),
         ("~", "", None),
+        ("relative", "", None),
     ],
 )
 def test_the_cache_lies_where_xdg_says_or_nowhere(home, xdg, where, monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from jaxdiff.errors import UserError, explain, program
 from jaxdiff.schema import nearest
+from jaxdiff.storage import cache_folder
 from jaxdiff.streams import lasting
 
 COMMANDS = {
@@ -78,16 +79,9 @@ def use_compilation_cache() -> None:
     import jax
 
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    base = next(
-        (
-            path
-            for path in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))
-            if os.path.isabs(path)
-        ),
-        None,
-    )
+    folder = cache_folder()
     for option, value in (
-        ("jax_compilation_cache_dir", base and os.path.join(base, "jaxdiff", "xla")),
+        ("jax_compilation_cache_dir", folder and str(folder / "xla")),
         ("jax_persistent_cache_min_compile_time_secs", 0.0),
     ):
         if option.upper() not in os.environ:

@@ -28,6 +28,7 @@ from jaxdiff.data.decoding import (
     shape_of,
 )
 from jaxdiff.errors import UserError
+from jaxdiff.storage import expanded
 
 FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"
 MAX_IDX_BYTES = 2**31
@@ -123,7 +124,7 @@ class FolderRecords:
             raise UserError(
                 f"data.split: {split}: a folder of images has one split, train; set data.path to the other images"
             )
-        folder = Path(path).expanduser()
+        folder = Path(expanded(path))
         if not path or not folder.is_dir():
             raise UserError(f"data.path: {path or '(empty)'} is not a folder; give the folder that holds the images")
         paths, self._ignored, folders = _pictures_of(folder)
@@ -294,7 +295,7 @@ class IdxRecords:
     def __init__(self, path: str, split: str):
         if split not in ("train", "test"):
             raise UserError(f"data.split: {split}: fashion_mnist has train and test")
-        folder = Path(path or FASHION_MNIST_FOLDER).expanduser()
+        folder = Path(expanded(path or FASHION_MNIST_FOLDER))
         prefix = {"train": "train", "test": "t10k"}[split]
         self.images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", dimensions=3)[..., None]
         self.labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", dimensions=1).astype(np.int32)
@@ -452,7 +453,7 @@ def open_tfds(name: str, path: str, split: str, others: Collection[str] = ()) ->
     data_dir = _data_dir(path)
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:  # ValueError: it is no name that TFDS can have
         if name.partition("/")[0].partition(":")[0] in tfds.list_builders(with_community_datasets=False):
             raise UserError(
                 f"data.name: {name} is not prepared under {data_dir}; with the extra tfds-prepare installed, "
@@ -471,7 +472,7 @@ def open_tfds(name: str, path: str, split: str, others: Collection[str] = ()) ->
 
 def _data_dir(path: str) -> str:
     """Where TFDS data sets lie: `path`, or TFDS's own default ($TFDS_DATA_DIR or ~/tensorflow_datasets)."""
-    folder = os.path.expanduser(path or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    folder = expanded(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if any("\ud800" <= letter <= "\udfff" for letter in folder):
         raise UserError(f"data.path: {folder!a} is not UTF-8, which TFDS needs; choose another folder, or link to it")
     return folder

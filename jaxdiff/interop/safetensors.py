@@ -99,7 +99,10 @@ def _tensor(name: str, entry: object, data: np.ndarray, path: Path) -> np.ndarra
         raise UserError(f"{path}: tensor {name!r} has a header that cannot be read: {str(entry)[:80]}")
     if not 0 <= begin <= end <= len(data) or end - begin != math.prod(shape) * DTYPES[kind].itemsize:
         raise UserError(f"{path} is cut or damaged: tensor {name!r} needs bytes {begin}..{end} of {len(data)}")
-    return data[begin:end].view(DTYPES[kind]).reshape(shape)
+    try:
+        return data[begin:end].view(DTYPES[kind]).reshape(shape)
+    except (ValueError, OverflowError):  # sides too long or too many for NumPy, some other one being 0
+        raise UserError(f"{path}: tensor {name!r} has a shape that cannot be: {str(shape)[:80]}") from None
 
 
 def write(path: os.PathLike | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -87,7 +87,10 @@ def _scheduler(source: Path) -> Scheduler:
 
 def _flags(text: str) -> dict[str, str]:
     """ "--image_size 64 --class_cond=True" -> {"image_size": "64", "class_cond": "True"}."""
-    words = [part for word in shlex.split(text) for part in word.split("=", 1)]
+    try:
+        words = [part for word in shlex.split(text) for part in word.split("=", 1)]
+    except ValueError as error:  # a quotation without its end
+        raise UserError(f"--flags {text!r}: {str(error).lower()}") from None
     if len(words) % 2 or any(not name.startswith("--") for name in words[::2]):
         raise UserError("--flags must be like --flags '--image_size 64 --class_cond True'")
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}

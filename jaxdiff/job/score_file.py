@@ -31,7 +31,7 @@ class ScoreFile:
             content = json.loads(path.read_text())
             for kind, rows in content.items():
                 self._rows += [decode(_KINDS[kind], row, f"{kind}.") for row in rows]
-        except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is not what evaluate wrote ({error}); move it away") from None
 
     def find(self, like: Any) -> Any:

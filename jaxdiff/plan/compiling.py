@@ -4,14 +4,13 @@ A compilation can take many minutes, so its result is kept in the user's cache f
 under the hash of the program's StableHLO, the topology and the compiler's version.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from jaxdiff.pictures import write_whole
 from jaxdiff.plan.chips import Topology
 from jaxdiff.plan.collectives import Collective, collectives
 from jaxdiff.plan.memory import step_memory
+from jaxdiff.storage import cache_folder
 
 _FORMAT = 1  # of the files in the cache
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50, "E": 2**60}
@@ -68,14 +68,14 @@ def compile_for(lowered: Any, topology: Topology) -> Compiled:
     compiler = f"libtpu {importlib.metadata.version('libtpu')}, jaxlib {importlib.metadata.version('jaxlib')}"
     stablehlo = stablehlo_hash(lowered)
     key = hashlib.sha256(f"{_FORMAT} {stablehlo} {topology} {compiler}".encode()).hexdigest()
-    path = _cache_folder() / f"{key}.json"
-    if path.is_file():
-        try:
-            return _decode(json.loads(path.read_text()))
-        except (ValueError, TypeError, KeyError):
-            path.unlink()  # not what we wrote: compile again
+    folder = cache_folder()
+    path = folder and folder / "plans" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):  # none, or not what we wrote: compile
+        return _decode(json.loads(path.read_text() if path else ""))
     result = _compile(lowered, topology, stablehlo, compiler)
-    write_whole(path, json.dumps(dataclasses.asdict(result)).encode())
+    with contextlib.suppress(OSError):  # a cache is no reason to stop
+        if path:
+            write_whole(path, json.dumps(dataclasses.asdict(result)).encode())
     return result
 
 
@@ -102,7 +102,3 @@ def _compile(lowered: Any, topology: Topology, stablehlo: str, compiler: str) ->
 def _decode(values: dict[str, Any]) -> Compiled:
     sent = tuple(Collective(*entry) for entry in values.pop("collectives"))
     return Compiled(**values, collectives=sent)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxdiff" / "plans"

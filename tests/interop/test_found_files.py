@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from jaxdiff.config_files import read_run
 
 from jaxdiff.commands import main
+from jaxdiff.config.files import read_run
 from jaxdiff.errors import UserError
 from jaxdiff.interop import read_openai, read_unet
 from jaxdiff.interop import safetensors as ours

@@ -210,6 +210,16 @@ def test_running_out_of_memory_is_a_result_and_kept(cache):
         compiling.compile_for(_Lowered("something else"), plan.parse_topology("v4:2x2x1"))
 
 
+@pytest.mark.parametrize("xdg", ["", "relative", "{folder}/a file"])
+def test_a_cache_that_cannot_be_is_no_reason_to_stop(xdg, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg.format(folder=tmp_path))
+    assert compiling.compile_for(_Lowered(), plan.parse_topology("v5e:2x2")).fits
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"]
+
+
 def test_a_compilation_is_kept_whole_and_a_damaged_record_made_anew(cache):
     lowered, topology = _Lowered(), plan.parse_topology("v5e:2x2")
     first, again = (compiling.compile_for(lowered, topology) for _ in range(2))

@@ -56,6 +56,18 @@ def save_steps(workdir, *steps: int, **options) -> None:
             store.save(make_state(step), {"note": step})
 
 
+def test_an_owner_without_a_name_is_no_reason_to_stop(tmp_path, monkeypatch):
+    """In containers a user may be a number alone."""
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("grp.getgrgid", unknown)
+    save_steps(tmp_path, 5)
+    assert_same_bits(checkpoints.restore(tmp_path), make_state(5))
+
+
 def data_files(step: pathlib.Path) -> list[pathlib.Path]:
     return list((step / "state").rglob("d/*"))
 
