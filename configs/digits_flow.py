@@ -1,8 +1,8 @@
 """Handwritten digits by flow matching: a small DiT on rectified flow, class-conditional, in minutes on a CPU.
 
-    uv run train.py digits_flow
-    uv run sample.py runs/digits_flow                     # 64 samples: DPM-Solver++(2M), 20 steps, guidance 1.5
-    uv run benchmarks/digits_quality.py runs/digits_flow  # the numbers below
+uv run train.py digits_flow
+uv run sample.py runs/digits_flow                     # 64 samples: DPM-Solver++(2M), 20 steps, guidance 1.5
+uv run benchmarks/digits_quality.py runs/digits_flow  # the numbers below
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train

@@ -70,7 +70,7 @@ def compile_for(lowered: Any, topology: Topology) -> Compiled:
     key = hashlib.sha256(f"{_FORMAT} {stablehlo} {topology} {compiler}".encode()).hexdigest()
     folder = cache_folder()
     path = folder and folder / "plans" / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):  # none, or not what we wrote: compile
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):  # none of ours: compile
         return _decode(json.loads(path.read_text() if path else ""))
     result = _compile(lowered, topology, stablehlo, compiler)
     with contextlib.suppress(OSError):  # a cache is no reason to stop
