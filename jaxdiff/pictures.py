@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from jaxdiff.codecs import to_uint8 as to_uint8
 from jaxdiff.errors import UserError
 from jaxdiff.storage import Place, write_whole
 
@@ -28,15 +29,6 @@ FORMATS = {
 """Pillow's format, and its options, by the ending of a file's name."""
 _LARGEST_SIDE = {"PNG": 2**16, "JPEG": 65500, "WEBP": 16383}
 _MAX_PIXELS = 2**28  # of one picture
-
-
-def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Images in [-1, 1] to 0..255, rounded; what lies outside is clipped. The inverse of x / 127.5 - 1.
-
-    >>> to_uint8(np.array([-1.0, 0.0, 1.0, 7.0])).tolist()
-    [0, 128, 255, 255]
-    """
-    return np.clip(np.rint((np.asarray(x, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def grid(images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = None) -> UInt8[np.ndarray, "H W c"]:

@@ -1,5 +1,6 @@
 """The training program of a config: recipe, objective, and the compiled step; nothing is computed yet."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from jaxdiff.assembly.recipe import check_data, make_objective, make_recipe, opt
 from jaxdiff.config import Config, flat
 from jaxdiff.config.files import read_run
 from jaxdiff.errors import UserError
+from jaxdiff.evaluation.extractors import digest
 from jaxdiff.keys import purpose_key
 from jaxdiff.training import ema, posthoc
 from jaxdiff.training.checkpoints import restore
@@ -41,6 +43,7 @@ class Program:
 
     Attributes:
       source: the data, or what is known of it.
+      config: the config, with the digests of what it takes from other runs.
       recipe: the model.
       mesh: all devices.
       keys: typed keys, one for each purpose: init, train, pictures.
@@ -64,6 +67,7 @@ class Program:
         optimizer = optimizer_of(config)
         objective = make_objective(config, recipe)
         loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
+        self.config = _noted(config, loaded)
         begun = loaded.pop("start", None)
         self.frozen: Any = {**recipe.frozen, **loaded}
 
@@ -138,6 +142,22 @@ def example(recipe: Any) -> tuple[Any, ...]:
     """(x, t, cond) of one example, zeros: what a network is initialised with."""
     cond = {name: jnp.zeros((1, *kind.shape), kind.dtype) for name, kind in recipe.conditioner.spec.items()}
     return jnp.zeros((1, *recipe.shape)), jnp.zeros(1), cond
+
+
+def _noted(config: Config, loaded: dict[str, Any]) -> Config:
+    """The config with the digest of the parameters that it begins with.
+
+    Raises:
+      UserError: they are not what they were when the run began.
+    """
+    if "start" not in loaded:
+        return config
+    leaves = jax.tree_util.tree_leaves_with_path(loaded["start"])
+    found = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+    known = getattr(config.objective, "digest", "")
+    if known not in ("", found):
+        raise UserError(f"objective.start: its average is not the one that the run began with ({found}, not {known})")
+    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, digest=found))
 
 
 _SAME = ("model.", "diffusion.schedule", "diffusion.num_steps", "diffusion.zero_snr", "diffusion.prediction")

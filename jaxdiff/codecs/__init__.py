@@ -2,9 +2,9 @@
 
 from jaxdiff.codecs.base import Codec
 from jaxdiff.codecs.latents import latents
-from jaxdiff.codecs.pixels import pixels
+from jaxdiff.codecs.pixels import from_uint8, pixels, to_uint8
 from jaxdiff.family import Family
 
 CODECS = Family("codec", {"pixels": pixels})
 
-__all__ = ["CODECS", "Codec", "latents", "pixels"]
+__all__ = ["CODECS", "Codec", "from_uint8", "latents", "pixels", "to_uint8"]

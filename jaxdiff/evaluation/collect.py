@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, UInt8
 
+from jaxdiff.codecs import from_uint8
 from jaxdiff.evaluation import inception_score, moments
 from jaxdiff.evaluation.extractors import Extractor
 from jaxdiff.evaluation.sliced_wasserstein import directions, project
@@ -69,7 +70,7 @@ class Collector:
             logits: Float[Array, "b classes"],
             weight: Float[Array, " b"],
         ) -> tuple[_State, Array]:
-            projections = project(images.astype(jnp.float32) / 127.5 - 1.0, u)
+            projections = project(from_uint8(images), u)
             new = moments.add(state[0], features, weight), inception_score.add(state[1], logits, weight)
             return new, projections
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxdiff.codecs import from_uint8
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, weights
 from jaxdiff.models import Classifier
@@ -60,7 +61,7 @@ def fashion_mnist_classifier(path: Path = CLASSIFIER) -> Extractor:
     params = nest({name: np.asarray(value, np.float32) for name, value in tensors.items()})
 
     def apply(params: Any, images: Array) -> tuple[Array, Array]:
-        return net.apply({"params": params}, images.astype(jnp.float32) / 127.5 - 1.0)  # type: ignore[return-value]
+        return net.apply({"params": params}, from_uint8(images))  # type: ignore[return-value]
 
     return Extractor(path.stem, digest(tensors), "none", (28, 28, 1), params, apply)
 

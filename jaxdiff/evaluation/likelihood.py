@@ -11,9 +11,9 @@ SDE), appendix D.2.
 import math
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
+from jaxdiff.codecs import from_uint8
 from jaxdiff.denoisers import Denoiser
 from jaxdiff.losses import bits_per_dim, variational_bound
 from jaxdiff.schedules import Schedule
@@ -33,7 +33,7 @@ def bound_bits(
       images: 8-bit.
       schedule: discrete.
     """
-    x_0 = images.astype(jnp.float32) / 127.5 - 1.0
+    x_0 = from_uint8(images)
     return bits_per_dim(variational_bound(keys, denoise, x_0, schedule=schedule).total, x_0.shape[1:])
 
 
@@ -45,7 +45,7 @@ def dequantise(keys: Key[Array, " batch"], images: UInt8[Array, "batch h w c"]) 
     True
     """
     u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
-    return images.astype(jnp.float32) / 127.5 - 1.0 + (u - 0.5) * LEVEL
+    return from_uint8(images) + (u - 0.5) * LEVEL
 
 
 def flow_bits(

@@ -93,6 +93,7 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
         where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
         source = open_dataset(*where, class_numbering(place(config.workdir), data.name))
         program = Program(config, source)
+        config = program.config
         processes.agree({"the data's fingerprint": source.fingerprint})
         with _one_line_errors(config), owned(config.workdir) as workdir:
             if jax.process_index() == 0:

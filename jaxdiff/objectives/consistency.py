@@ -17,6 +17,8 @@ class Consistency(ObjectiveOptions):
 
     start: str = ""
     """Workdir of the run to begin with, of the same network and process."""
+    digest: str = ""
+    """Of that run's average, noted when this one begins; another average is refused after that."""
     teacher: bool = True
     """Distil that run; false: learn from the images alone."""
     guidance: Annotated[float, Between(0, 1000)] = 1.0
