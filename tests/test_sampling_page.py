@@ -28,7 +28,8 @@ def digits(tmp_path_factory):
     """A folder with runs/digits, a DiT of two steps with a checkpoint after each, a picture and a mask."""
     folder = tmp_path_factory.mktemp("page")
     small = "--model dit --model.width 8 --model.depth 1 --model.num_heads 2 --model.num_classes 10"
-    short = "--train.steps 2 --train.checkpoint_every 1 --train.batch_size 8 --train.sample_every 0 --sampling.steps 3 --diffusion.prediction v"
+    small += " --diffusion.prediction v"
+    short = "--train.steps 2 --train.checkpoint_every 1 --train.batch_size 8 --train.sample_every 0 --sampling.steps 3"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.chdir(folder)
