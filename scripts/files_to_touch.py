@@ -34,7 +34,7 @@ def names(commit: str, path: str, table: str) -> set[str]:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == table for target in targets):
             held = next((n for n in ast.walk(node) if isinstance(n, ast.Dict)), ast.Dict([], []))
-            return {key.value for key in held.keys if isinstance(key, ast.Constant)}
+            return {str(key.value) for key in held.keys if isinstance(key, ast.Constant)}
     return set()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ FAMILIES = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The page's commands, done in a folder with its code as own.py; {what each printed}."""
-    tables = [family.members for family in FAMILIES] + [PREDICTIONS]
+    tables: list[dict[str, Any]] = [*(family.members for family in FAMILIES), PREDICTIONS]
     before = [dict(table) for table in tables]
     folder = tmp_path_factory.mktemp("adding")
     (folder / "own.py").write_text("\n\n".join(code for language, code in BLOCKS if language == "python"))
@@ -76,7 +77,7 @@ def test_the_commands_of_the_page_run(folder):
 
 
 def test_the_run_reads_back_with_its_members(folder):
-    config = read_run(folder[0] / "runs/own")
+    config: Any = read_run(folder[0] / "runs/own")
     assert config.plugins == ("own.py",) and type(config.model).__name__ == "Dots"
     assert config.diffusion.schedule_options == {"end": 1.4} and config.objective.c == 0.1
 
@@ -94,7 +95,7 @@ def test_the_sampler_of_the_page_is_ddim_without_its_share(folder):
 
 def test_the_metric_and_the_hook_of_the_page(folder):
     real, found = Collected.__new__(Collected), Collected.__new__(Collected)
-    real.projections, found.projections = np.float32([[0.0], [1.0]]), np.float32([[0.0], [3.0]])
+    real.projections, found.projections = (np.array([[0.0], [far]], np.float32) for far in (1.0, 3.0))
     assert measure(real, found, ["contrast"]) == {"contrast": 3.0}
     names = {}
     exec(next(code for _, code in BLOCKS if "worst = []" in code), names)

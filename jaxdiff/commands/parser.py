@@ -78,7 +78,7 @@ def parse[T](kind: type[T], argv: list[str], program: str, description: str | No
 
 
 def parse_config[T: Any](kind: type[T], argv: list[str], name: str) -> T:
-    """The arguments of a command that takes a config: [CONFIG] [--option value ...]."""
+    """The arguments of a command that takes a config: `[CONFIG] [--option value ...]`."""
     file = argv[0] if argv and not argv[0].startswith("-") else "digits"
     plugins, typed = load_plugins(argv[1:] if argv[:1] == [file] else argv)
     config = load(file, CONFIGS)
