@@ -27,7 +27,7 @@ from jaxdiff.evaluation.collect import Collected, Collector
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import BLOCK, METRICS, measure
-from jaxdiff.evaluation.scores import LIKELIHOODS, Bits, Reference, Score, bits_line, table
+from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
 from jaxdiff.job.workdir import class_numbering
@@ -81,6 +81,12 @@ class Evaluation:
                 "and there are no more training images to compare with"
             )
         self._extractor = choose(self._arguments.features, self._train.shape)
+        classes = self._config.model.num_classes
+        if classes and classes != self._train.num_classes:
+            self._say(
+                f"the model has {classes} classes and the data {self._train.num_classes}: "
+                "samples are of every class of the model, as often"
+            )
 
     def _check_likelihoods(self, test: Source | None) -> None:
         kind, classes = self._kinds[0], self._config.model.num_classes
@@ -172,7 +178,7 @@ class Evaluation:
         if len(self._test) < self._arguments.num:
             self._say(f"no floor: {len(self._test)} test images, fewer than --num {self._arguments.num}")
             return None
-        return Score("test", 0, 0.0, "", 0, 0, 1.0, "", 0, self._arguments.num, reference, 0.0, {})
+        return Score("test", 0, 0.0, "", 0, 0, 1.0, "", 0, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
     def _score(self, sampling: Sampling, about: tuple[str, int, float], reference: Reference) -> Score:
         method = samplers.by_name(sampling.sampler)
@@ -181,7 +187,7 @@ class Evaluation:
         nfe = method.nfe * sampling.steps * (2 if sampling.guidance != 1 else 1)
         grid = f"{sampling.spacing} spacing, threshold {sampling.threshold}"
         how = (name, sampling.steps, nfe, sampling.guidance, grid)
-        return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {})
+        return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
     def _floor_images(self, collector: Collector) -> Collected:
         assert self._test is not None
@@ -234,7 +240,8 @@ class Evaluation:
         n, data, config = self._arguments.bits_num, self._data, self._config
         resize = f"data {data.resize or 'none'}"
         what = (kind, config.diffusion.num_steps if kind == "bpd" else 0, data.name, "test", resize)
-        bits = Bits(*about, *what, _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n)
+        rest = _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n
+        bits = Bits(*about, *what, *rest, definitions=DEFINITIONS)
         if known := self._file.find(bits):
             return known
         measure_bits = build_bits(make_recipe(config, source.shape), kind, self._batch_size, self._mesh)
