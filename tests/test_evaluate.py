@@ -175,6 +175,20 @@ def test_wrong_input_is_one_line_and_code_2(run, capsys, options, right):
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "right"),
+    [
+        ({"diffusion": Diffusion(schedule="flow", prediction="flow")}, ("--metrics", "bpd"), "flow is continuous"),
+        ({"model": dataclasses.replace(TINY, num_classes=7)}, ("--steps", "2"), "7 classes and the data 10"),
+    ],
+)
+def test_what_does_not_go_with_the_run_is_a_line(run, capsys, monkeypatch, changes, options, right):
+    config = dataclasses.replace(read_run(run), **changes)
+    monkeypatch.setattr(evaluation_job, "read_run", lambda workdir: config)
+    command(run, *options)
+    assert right in capsys.readouterr().err
+
+
 def images_of_test_split(run, n):
     """The first n test images in the order of the command."""
     source = open_dataset("fashion_mnist", read_run(run).data.path, "test")

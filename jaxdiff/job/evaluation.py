@@ -17,7 +17,7 @@ from rich.progress import track
 
 from jaxdiff import pictures, samplers
 from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.config import Config, Sampling, validate
+from jaxdiff.config import Config, Sampling, make_schedule, validate
 from jaxdiff.config.files import read_run
 from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.diffusion import make_draw
@@ -99,6 +99,9 @@ class Evaluation:
             raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
         if classes and classes != test.num_classes:
             raise UserError(f"{kind}: the model has {classes} classes, and the test images have {test.num_classes}")
+        schedule = self._config.diffusion.schedule
+        if "bpd" in self._kinds and make_schedule(self._config.diffusion).num_steps is None:
+            raise UserError(f"bpd is the bound of a discrete schedule, and {schedule} is continuous; use bpd_flow")
         if "bpd_flow" in self._kinds and not importlib.util.find_spec("diffrax"):
             raise UserError("bpd_flow needs the package diffrax: uv sync --extra ode")
 
