@@ -94,6 +94,20 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert len(scores(run)) == 5
 
 
+def test_numbers_of_other_definitions_are_measured_anew(run, monkeypatch):
+    assert command(run, "--steps", "2", "--metrics", "fid,bpd", "--bits-num", "64") == 0
+    path = run / "evaluation" / "scores.json"
+    rows = json.loads(path.read_text())
+    for row in [*rows["scores"], *rows["bits"]]:
+        row |= {"value": 0.0} if "value" in row else {"values": {"fid": 0.0}}
+        del row["definitions"]  # as files had it before definitions were numbered
+    path.write_text(json.dumps(rows))
+    assert command(run, "--steps", "2", "--metrics", "fid,bpd", "--bits-num", "64") == 0
+    table = (run / "evaluation" / "table.md").read_text()
+    assert "| 0 |" not in table and not table.splitlines()[-1].startswith("0 ")
+    assert len(scores(run)) >= len(rows["scores"]) + 2  # the floor and a cell: what others measured stays
+
+
 def reference_labels(data, n=100):
     """The classes of the first n reference images, in the order of the command."""
     return data.gather(np.random.Generator(np.random.Philox(0)).permutation(len(data))[:n])["label"]
@@ -159,6 +173,20 @@ def test_wrong_input_is_one_line_and_code_2(run, capsys, options, right):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and right in error
     assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "right"),
+    [
+        ({"diffusion": Diffusion(schedule="flow", prediction="flow")}, ("--metrics", "bpd"), "flow is continuous"),
+        ({"model": dataclasses.replace(TINY, num_classes=7)}, ("--steps", "2"), "7 classes and the data 10"),
+    ],
+)
+def test_what_does_not_go_with_the_run_is_a_line(run, capsys, monkeypatch, changes, options, right):
+    config = dataclasses.replace(read_run(run), **changes)
+    monkeypatch.setattr(evaluation_job, "read_run", lambda workdir: config)
+    command(run, *options)
+    assert right in capsys.readouterr().err
 
 
 def images_of_test_split(run, n):

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.measure import METRICS
 
+DEFINITIONS = 2
+"""Of metrics, samples' classes and random keys: one more with every change after which a number is another one."""
+
 LIKELIHOODS = {  # of images under the model, not of samples
     "bpd": "at most, by the variational bound: {evaluations} network evaluations an image",
     "bpd_flow": "by the probability-flow ODE: uniform dequantisation, Hutchinson's estimate, tolerance 1e-4",
@@ -60,6 +63,8 @@ class Score:
     """On the machine it was measured on."""
     values: dict[str, float]
     """By metric; kid_error is the standard error of kid."""
+    definitions: int = 1
+    """The DEFINITIONS it was measured by; files from before they were numbered have none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Bits:
     """The mean over images."""
     error: float = 0.0
     """Its standard error."""
+    definitions: int = 1
+    """As of Score."""
 
 
 def bits_line(bits: Bits) -> str:

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from jaxdiff import pictures, samplers
 from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.config import Config, Sampling, validate
+from jaxdiff.config import Config, Sampling, make_schedule, validate
 from jaxdiff.config.files import read_run
 from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.diffusion import make_draw
@@ -27,7 +27,7 @@ from jaxdiff.evaluation.collect import Collected, Collector
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import BLOCK, METRICS, measure
-from jaxdiff.evaluation.scores import LIKELIHOODS, Bits, Reference, Score, bits_line, table
+from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
 from jaxdiff.job.workdir import class_numbering
@@ -81,6 +81,12 @@ class Evaluation:
                 "and there are no more training images to compare with"
             )
         self._extractor = choose(self._arguments.features, self._train.shape)
+        classes = self._config.model.num_classes
+        if classes and classes != self._train.num_classes:
+            self._say(
+                f"the model has {classes} classes and the data {self._train.num_classes}: "
+                "samples are of every class of the model, as often"
+            )
 
     def _check_likelihoods(self, test: Source | None) -> None:
         kind, classes = self._kinds[0], self._config.model.num_classes
@@ -93,6 +99,9 @@ class Evaluation:
             raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
         if classes and classes != test.num_classes:
             raise UserError(f"{kind}: the model has {classes} classes, and the test images have {test.num_classes}")
+        schedule = self._config.diffusion.schedule
+        if "bpd" in self._kinds and make_schedule(self._config.diffusion).num_steps is None:
+            raise UserError(f"bpd is the bound of a discrete schedule, and {schedule} is continuous; use bpd_flow")
         if "bpd_flow" in self._kinds and not importlib.util.find_spec("diffrax"):
             raise UserError("bpd_flow needs the package diffrax: uv sync --extra ode")
 
@@ -172,7 +181,7 @@ class Evaluation:
         if len(self._test) < self._arguments.num:
             self._say(f"no floor: {len(self._test)} test images, fewer than --num {self._arguments.num}")
             return None
-        return Score("test", 0, 0.0, "", 0, 0, 1.0, "", 0, self._arguments.num, reference, 0.0, {})
+        return Score("test", 0, 0.0, "", 0, 0, 1.0, "", 0, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
     def _score(self, sampling: Sampling, about: tuple[str, int, float], reference: Reference) -> Score:
         method = samplers.by_name(sampling.sampler)
@@ -181,7 +190,7 @@ class Evaluation:
         nfe = method.nfe * sampling.steps * (2 if sampling.guidance != 1 else 1)
         grid = f"{sampling.spacing} spacing, threshold {sampling.threshold}"
         how = (name, sampling.steps, nfe, sampling.guidance, grid)
-        return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {})
+        return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
     def _floor_images(self, collector: Collector) -> Collected:
         assert self._test is not None
@@ -234,7 +243,8 @@ class Evaluation:
         n, data, config = self._arguments.bits_num, self._data, self._config
         resize = f"data {data.resize or 'none'}"
         what = (kind, config.diffusion.num_steps if kind == "bpd" else 0, data.name, "test", resize)
-        bits = Bits(*about, *what, _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n)
+        rest = _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n
+        bits = Bits(*about, *what, *rest, definitions=DEFINITIONS)
         if known := self._file.find(bits):
             return known
         measure_bits = build_bits(make_recipe(config, source.shape), kind, self._batch_size, self._mesh)

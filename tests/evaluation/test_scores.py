@@ -47,5 +47,5 @@ def test_table_says_what_its_numbers_depend_on():
 
 def test_identity_is_all_but_what_came_out():
     assert identity(SCORE) == identity(dataclasses.replace(SCORE, values={}, images_per_s=1.0))
-    for change in ({"seed": 1}, {"what": "v"}, {"steps": 11}, {"n": 1001}, {"grid": "karras"}):
+    for change in ({"seed": 1}, {"what": "v"}, {"steps": 11}, {"n": 1001}, {"grid": "karras"}, {"definitions": 2}):
         assert identity(SCORE) != identity(dataclasses.replace(SCORE, **change))
