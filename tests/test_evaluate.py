@@ -281,6 +281,13 @@ def test_no_run(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
+def test_places_of_all_that_is_written_are_tried_before_the_work(run, tmp_path, capsys):
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    (tmp_path / "evaluation" / "table.md").mkdir(parents=True)
+    assert command(tmp_path) == 2
+    assert "table.md cannot be written: is a directory" in capsys.readouterr().err
+
+
 def test_scores_of_somebody_else_are_not_overwritten(run, tmp_path, capsys):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "config.json").write_text((run / "config.json").read_text())

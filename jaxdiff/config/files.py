@@ -66,9 +66,12 @@ def load(name_or_path: str, folder: Path) -> Config:
 
 def _execute(path: Path, scope: dict[str, Any]) -> None:
     """Runs a file that was named on the command line. Raises UserError, with file and line, for what it raises."""
+    content = path.read_bytes()  # not text: the file may say how it is encoded
+    if b"\0" in content:
+        raise UserError(f"{path} has zero bytes, as UTF-16 has; save it as UTF-8")
     sys.path.insert(0, str(path.parent.resolve()))  # where Python, too, looks first for what a script imports
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), scope)  # bytes: the file may say how it is encoded
+        exec(compile(content, str(path), "exec"), scope)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         beside = [frame for frame in frames if Path(frame.filename).resolve().parent == path.parent.resolve()]

@@ -65,7 +65,8 @@ class Evaluation:
             self._check_likelihoods(self._test)
         self._out = arguments.workdir / "evaluation"
         if jax.process_index() == 0:
-            check_writable(self._out / "scores.json", "the file")
+            for name in ("scores.json", "table.md", "fid.png"):
+                check_writable(self._out / name, "the file")
         self._file = ScoreFile(self._out / "scores.json")
         asked = {name: str(value) for name, value in vars(arguments).items()}
         processes.agree({**asked, "scores.json": self._file.digest()})
