@@ -330,7 +330,8 @@ def scheduler_config(schedule: Schedule, prediction: str) -> dict[str, Any]:
     """
     kinds = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     if schedule.betas is None or schedule.num_steps != STEPS:
-        raise UserError(f"diffusers needs a discrete schedule of {STEPS} steps; this one has {schedule.num_steps}")
+        kind = "is continuous" if schedule.num_steps is None else f"has {schedule.num_steps}"
+        raise UserError(f"diffusers needs a discrete schedule of {STEPS} steps; this one {kind}")
     if prediction not in kinds:
         raise UserError(f"diffusers does not predict {prediction!r}; only {', '.join(kinds)}")
     return {
