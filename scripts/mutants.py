@@ -41,8 +41,8 @@ TRAPS = (
         "A grid by floating-point `arange`: one step too many for some N",
         "tests/test_times.py::test_every_number_of_steps_of_a_continuous_schedule",
         "jaxdiff/times.py",
-        "np.arange(num_steps, 0, -1) / num_steps\n    if not",
-        "np.arange(1.0, 0.0, -1 / num_steps)\n    if not",
+        "np.arange(num_steps, 0, -1) / num_steps\n\n\ndef leading",
+        "np.arange(1.0, 0.0, -1 / num_steps)\n\n\ndef leading",
     ),
     Trap(
         "Leading spacing never shows the network pure noise: kept as published, exactly, and said so",
@@ -181,7 +181,7 @@ TRAPS = (
         "Noise prediction where nothing is left of the data: a division by 0",
         "tests/test_denoisers.py::test_noise_without_signal_is_refused",
         "jaxdiff/denoisers.py",
-        'prediction in ("noise", "score") and no_signal',
+        "PREDICTIONS[prediction].needs_signal and no_signal",
         'prediction == "score" and no_signal',
     ),
     Trap(
@@ -229,9 +229,9 @@ TRAPS = (
     Trap(
         "min-SNR on a v loss without the division by SNR + 1",
         "tests/losses/test_weightings.py::test_published_forms",
-        "jaxdiff/losses/weightings.py",
-        "return size / jnp.square(power)",
-        "return weights.x_0",
+        "jaxdiff/process.py",
+        "_shared(of_noise, of_x_0, a, s) / jnp.square(jnp.square(a) + jnp.square(s))",
+        "of_x_0",
     ),
     Trap(
         "Guidance scale counted from another convention: 1 is not the conditional model",
@@ -380,9 +380,9 @@ TRAPS = (
     Trap(
         "Samples of a last, padded batch that are counted",
         "tests/test_cli.py::test_a_ragged_last_batch_compiles_nothing",
-        "jaxdiff/builders.py",
-        "np.concatenate(batches)[:num]",
-        "np.concatenate(batches)",
+        "jaxdiff/diffusion.py",
+        "np.concatenate(found)[:num]",
+        "np.concatenate(found)",
     ),
     Trap(
         "Files and lines of every process instead of the first one's",
@@ -417,8 +417,8 @@ TRAPS = (
         "A network in bfloat16 whose estimates stay bfloat16 in the sampler",
         "tests/test_denoisers.py::test_network_sees_one_time_an_example_and_the_condition",
         "jaxdiff/denoisers.py",
-        "predict(x_t, t, cond).astype(x_t.dtype)",
-        "predict(x_t, t, cond)",
+        "predict(*network_inputs(prediction, x_t, t, m), cond).astype(x_t.dtype)",
+        "predict(*network_inputs(prediction, x_t, t, m), cond)",
     ),
     Trap(
         "Weights of a reconstructed average that do not sum to 1, and scale the network where snapshots are few",
@@ -459,15 +459,15 @@ TRAPS = (
         "Samples of all classes alike where the data's are not",
         "tests/test_evaluate.py::test_samples_are_of_the_classes_of_the_data",
         "jaxdiff/job/evaluation.py",
-        "wanted = self._labels[:num]",
-        "wanted = np.arange(num, dtype=np.int32) % classes",
+        'everything["label"] = self._labels[:num]',
+        'everything["label"] = np.arange(num, dtype=np.int32) % config.model.num_classes',
     ),
     Trap(
         "The flow's network asked below the first time that it was trained at",
         "tests/test_evaluate.py::test_bits_of_the_flow_ask_no_time_below_the_first_trained",
         "jaxdiff/job/likelihood.py",
-        "t_min=max(1e-3, first)",
-        "t_min=1e-3",
+        "first = 1.0 / (schedule.num_steps or math.inf)",
+        "first = 0.0",
     ),
     Trap(
         "One key for a run's training and for what is drawn from it: noise that the network has seen",
