@@ -34,6 +34,12 @@ from jaxdiff.models.network import NetworkOptions
 
 SINUSOIDS = 256  # of the time, at any width
 
+# A scan writes what its backward pass is to find into stacked arrays. Norms, gates and GELU are quicker computed again
+# than written and read: kept are products, and attention, which is no product where one kernel does it whole.
+PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names("attention")
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DiT(NetworkOptions):
@@ -215,8 +221,9 @@ class DiTModule(nn.Module):
         tokens = patches.reshape(batch, rows * columns, -1)
         y = nn.Dense(options.width, dtype=options.dtype, kernel_init=fan_average, name="proj_in")(tokens)
         y += positions(rows, columns, options.width)[None].astype(y.dtype)
+        keep = jax.checkpoint_policies.nothing_saveable if options.remat else PRODUCTS
         blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if options.remat else Block,
+            nn.remat(Block, prevent_cse=False, policy=keep),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]

@@ -15,6 +15,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import linear_call
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
@@ -68,7 +69,7 @@ def attention(
       causal: token i attends to 0..i alone.
     """
     if mask is None and not causal and _suits_cudnn(query, key) and jax.default_backend() == "gpu":
-        return _fused(query, key, value)  # which a machine without one cannot even trace
+        return checkpoint_name(_fused(query, key, value), "attention")  # a machine without one cannot even trace it
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
 
 

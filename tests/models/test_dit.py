@@ -184,3 +184,12 @@ def test_what_does_not_fit_is_refused_with_what_would(changes, shape, right, mon
     SMALL.check((8, 12, 3), ["label"])
     with pytest.raises(ValueError, match=right):
         changed(**changes).check(shape, ["label"])
+
+
+def test_blocks_keep_products_for_the_backward_pass_and_no_norms():
+    net = DiT(width=64, depth=3, num_heads=2, dtype="bfloat16").module(3)
+    x, t = jnp.zeros((2, 16, 16, 3)), jnp.zeros(2)
+    params = jax.eval_shape(net.init, jax.random.key(0), x, t)
+    kept = jax.eval_shape(lambda p: jax.vjp(lambda p: net.apply(p, x, t), p)[1], params)
+    stacked = [leaf for leaf in jax.tree.leaves(kept) if leaf.shape[:3] == (3, 2, 64)]  # blocks, batch, tokens
+    assert stacked and {leaf.dtype for leaf in stacked} == {jnp.dtype(jnp.bfloat16)}
