@@ -244,7 +244,7 @@ def test_a_consistency_run_begins_with_the_average(trained, config, tmp_path, ca
 def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(trained):
     run, params = read_run(trained), restore(trained).ema_params
     made = recipe.make_recipe(run, (4, 4, 1))
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1)))
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8))
     keys = jax.random.split(jax.random.key(0), 3)
 
     def losses(teacher, step=0):

@@ -100,7 +100,7 @@ def test_messages_name_the_command_that_was_typed(typed, name, how, monkeypatch)
 @pytest.mark.parametrize(
     ("argv", "right"),
     [
-        (["sample"], "workdir is missing; see --help"),
+        (["sample"], "WORKDIR is missing: the folder of a run"),
         (["sample", "a", "b"], "unexpected argument 'b'; see --help"),
         (["sample", "a", "--steps", "many"], "--steps: no type matching INT could be instantiated from ['many']"),
         (["sample", "a", "--dtype", "int8"], "--dtype 'int8' must be one of"),
@@ -176,11 +176,11 @@ def test_places_to_write_are_tried_and_nothing_stays(tmp_path):
 
 def test_out_is_tried_before_anything_is_read(tmp_path, monkeypatch):
     for out in (tmp_path / "many", tmp_path / "grid.png"):
-        sampling_job.check_out(out, ("", ".png"), 2)
+        sampling_job.check_out(sampling_job.Request(tmp_path), out, 2)
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "many", tmp_path / "file" / "grid.png"):
         with pytest.raises(UserError, match="cannot be written"):
-            sampling_job.check_out(out, ("", ".png"), 2)
+            sampling_job.check_out(sampling_job.Request(tmp_path), out, 2)
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -179,7 +179,7 @@ def test_a_worker_killed_while_the_loop_waits_ends_it_within_five_seconds(record
 def test_workers_do_not_outlive_a_process_that_is_killed(records):
     script = (
         "import multiprocessing, os, signal\n"
-        "from jaxdiff.training import data, sources\n"
+        "from jaxdiff.data import batches as data, sources\n"
         "data._MAX_WORKERS, sources.MEMORY_LIMIT = 1, 0\n"
         f"source = sources.open_dataset('folder', {str(records)!r}, on_error='substitute')\n"
         "next(data.Batches(source, 0, 60).iterate(0))\n"

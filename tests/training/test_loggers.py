@@ -174,10 +174,10 @@ def test_a_logger_that_cannot_be_is_refused_before_anything_is_written(names, li
     with pytest.raises(UserError) as refused:
         check_loggers(names)
     assert str(refused.value) == line
-    from jaxdiff.config import Config
+    from jaxdiff.config import Config, Train
 
     with pytest.raises(UserError, match="logger"):
-        training_job.train(Config(workdir=str(tmp_path / "run")), 0.0, loggers=names)
+        training_job.train(Config(workdir=str(tmp_path / "run"), train=Train(loggers=tuple(names))), 0.0)
     assert not (tmp_path / "run").exists()
 
 

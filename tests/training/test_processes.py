@@ -37,7 +37,7 @@ config = Config(
 )
 """
 ON_WORKERS = (  # a small data set read like one that memory does not hold: by worker processes
-    "from jaxdiff.training import data, sources; sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, 1\n"
+    "from jaxdiff.data import batches as data, sources; sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, 1\n"
     "from jaxdiff.commands import main; raise SystemExit(main(['train', *sys.argv[1:]]))"
 )
 ENDLESS = ("--train.steps", "1000000", "--train.checkpoint_every", "1000000", "--train.sample_every", "0")
@@ -295,7 +295,7 @@ def test_a_data_worker_that_dies_ends_the_job(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_path):
-    impatient = "import sys; from jaxdiff.training import processes; processes._START_SECONDS = 3\n"
+    impatient = "import sys; from jaxdiff.parallel import processes; processes._START_SECONDS = 3\n"
     impatient += "from jaxdiff.commands import main; raise SystemExit(main(['train', *sys.argv[1:]]))"
     job = start(2, 1, command=("-c", impatient))
     job.processes[1].kill()
@@ -321,7 +321,7 @@ def test_one_process_may_compile_for_longer_than_gloo_waits(start, alone, tmp_pa
 
 @pytest.mark.slow
 def test_a_process_that_never_comes_to_the_first_step_ends_the_job(start, tmp_path):
-    impatient = "from jaxdiff.training import processes; processes.COMPILE_SECONDS = 3\n" + SLOW
+    impatient = "from jaxdiff.parallel import processes; processes.COMPILE_SECONDS = 3\n" + SLOW
     job = start(2, 1, command=("-c", impatient))
     assert job.wait(120)[0] == 1, job.text(0)
     assert "not all processes came within 3 s to: the step is compiled (0); start the job again" in job.text(0)
