@@ -100,7 +100,7 @@ def test_messages_name_the_command_that_was_typed(typed, name, how, monkeypatch)
 @pytest.mark.parametrize(
     ("argv", "right"),
     [
-        (["sample"], "workdir is missing; see --help"),
+        (["sample"], "WORKDIR is missing: the folder of a run"),
         (["sample", "a", "b"], "unexpected argument 'b'; see --help"),
         (["sample", "a", "--steps", "many"], "--steps: no type matching INT could be instantiated from ['many']"),
         (["sample", "a", "--dtype", "int8"], "--dtype 'int8' must be one of"),
