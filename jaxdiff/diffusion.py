@@ -81,6 +81,10 @@ class Guidance(NamedTuple):
         """Whether the second denoiser is a worse model, rather than this one told nothing."""
         return self.rule == "autoguidance"
 
+    def of(self, denoise: Denoiser, other: Denoiser, schedule: Schedule) -> Denoiser:
+        """The guided denoiser: towards the first, away from the other."""
+        return RULES.build(self.rule, self.options, denoise, other, self.scale, schedule=schedule)
+
 
 def denoiser(
     recipe: Recipe,
@@ -119,7 +123,7 @@ def denoiser(
     found = plain(params, cond)
     if guidance is not None:
         other = plain(weak, cond) if guidance.needs_weak else plain(params, away or {})
-        found = RULES.build(guidance.rule, guidance.options, found, other, guidance.scale, schedule=schedule)
+        found = guidance.of(found, other, schedule)
     return found if threshold is None else threshold(found)
 
 

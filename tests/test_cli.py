@@ -411,6 +411,18 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
         assert _close(changed, expected(state.ema_params, sampling)) and not _close(changed, drawn)
 
 
+def test_autoguidance_goes_away_from_an_earlier_step_or_another_run(trained, tmp_path, capsys):
+    """The same step of itself changes nothing but rounding; an earlier one does; what names none is refused."""
+    auto = ("--num", "8", "--guidance", "2", "--guidance-rule", "autoguidance")
+    plain = _npz(trained, tmp_path / "a.npz", "--num", "8", "--guidance", "1")["images"]
+    itself = _npz(trained, tmp_path / "b.npz", *auto, "--guidance-options.run", str(trained))["images"]
+    earlier = _npz(trained, tmp_path / "c.npz", *auto, "--guidance-options.step", "2")["images"]
+    assert _close(itself, plain) and not _close(earlier, plain)
+    capsys.readouterr()
+    assert _sample(trained, *auto) == 2
+    assert "needs a worse model: guidance_options.run, step or ema" in _refusal(capsys)
+
+
 @pytest.mark.slow
 def test_an_average_of_another_width_is_that_which_a_run_would_have_tracked(config, tmp_path):
     """Snapshots of two widths, 40 steps; a third width made of them is within 2 % of the one tracked directly."""

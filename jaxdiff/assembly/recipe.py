@@ -136,13 +136,14 @@ def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False)
     try:
         sampler(sampling.eta or 0.0)
         if guidance is not None:  # what it refuses is said before anything is drawn
-            RULES.build(guidance.rule, guidance.options, _unseen, _unseen, guidance.scale, schedule=schedule)
+            guidance.of(unseen, unseen, schedule)
         grid = times(config, sampling, None if trajectory else most)
-        threshold(_unseen)
+        threshold(unseen)
     except (ValueError, TypeError) as error:
         raise UserError(f"sampling: {error}") from None
     return Method(sampler, grid, sampling.eta or 0.0, guidance, threshold)
 
 
-def _unseen(*unused: Any) -> Any:
-    raise AssertionError("a denoiser that is only handed around")
+def unseen(*unused: Any) -> Any:
+    """A denoiser to hand to what only wraps it, to hear what it refuses."""
+    raise AssertionError("this denoiser is only handed around")

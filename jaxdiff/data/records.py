@@ -431,6 +431,8 @@ def open_digits(path: str, split: str) -> TfdsRecords:
     data_dir = _data_dir(path)
     builder = JaxdiffDigits(data_dir=data_dir, file_format="array_record")
     if not builder.data_path.exists():
+        if path and any(p.suffix.lower() in _PICTURES for p in (*Path(path).glob("*"), *Path(path).glob("*/*"))):
+            raise UserError(f"data.path {path} holds pictures, which data.name digits does not read; set it to folder")
         tfds.disable_progress_bar()
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself on stdout

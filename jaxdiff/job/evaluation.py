@@ -30,6 +30,7 @@ from jaxdiff.evaluation.measure import BLOCK, METRICS, measure
 from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
+from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
@@ -130,6 +131,7 @@ class Evaluation:
         """Measures what is not yet in scores.json; returns the table, and a line for the bits."""
         copies = NamedSharding(self._mesh, PartitionSpec())
         state, meta = restore_with_meta(self._arguments.workdir, sharding=copies)
+        self._state = state
         for source in (self._train if self._metrics else None, self._test):
             if source is not None and list(source.shape) != meta.get("shape"):
                 raise UserError(f"the run's images are {meta.get('shape')}, and the data's {list(source.shape)}")
@@ -224,6 +226,8 @@ class Evaluation:
         if "label" in everything and config.model.num_classes == self._train.num_classes:
             everything["label"] = self._labels[:num]
 
+        copies = NamedSharding(self._mesh, PartitionSpec())
+        weak = weak_params(config, sampling, self._arguments.workdir, self._state, copies)
         key = purpose_key(self._arguments.seed, "sample")  # the samples are those of `jaxdiff sample`
 
         def batches() -> Iterator[np.ndarray]:
@@ -231,7 +235,7 @@ class Evaluation:
                 n = min(size, num - start)
                 batch = {name: values[start : start + n] for name, values in everything.items()}
                 began = time.perf_counter()
-                images = pictures.to_uint8(draw(params, key, n, batch, start))
+                images = pictures.to_uint8(draw(params, key, n, batch, start, weak=weak))
                 seconds.append(time.perf_counter() - began)
                 yield images
 

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.config import Config, Sampling, flat, make_conditioner, validate
+from jaxdiff.assembly.recipe import make_method, make_recipe, unseen
+from jaxdiff.config import Sampling, decoded, make_conditioner, validate
 from jaxdiff.config.arguments import options_field
 from jaxdiff.config.files import read_run
 from jaxdiff.data.decoding import decode_image, open_image
@@ -26,12 +26,13 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
+from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import class_names
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schema import Options
-from jaxdiff.storage import Place, check_writable, place
+from jaxdiff.storage import Place, check_writable
 from jaxdiff.times import time_grid
 from jaxdiff.training.checkpoints import restore_with_meta
 from jaxdiff.training.snapshots import reconstruct
@@ -211,24 +212,27 @@ def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened
         raise UserError(f"--guidance-rule autoguidance is for runs; {folder} has no worse model")
     steps = STEPS if request.steps is None else request.steps
     pipeline = read_pipeline(folder, sharding=sharding).computing_in(request.dtype or "float32")
-    scheduler = chosen(pipeline.scheduler, request.sampler, request.sampler_options, request.eta)
-    recipe = recipe_of(pipeline, pipeline.latent_shape(request.height, request.width))
+    method = request.sampler or pipeline.scheduler.method
     try:
-        SAMPLERS.check(scheduler.method, scheduler.options)
-        rule = Guidance(guidance, request.guidance_rule or "cfg", request.guidance_options)
-        RULES.check(rule.rule, rule.options)
+        options = decoded(SAMPLERS, method, request.sampler_options)
+        scheduler = chosen(pipeline.scheduler, method, options, request.eta)
+        walk, threshold = scheduler.walk, scheduler.threshold
+        name = request.guidance_rule or "cfg"
+        rule = Guidance(guidance, name, decoded(RULES, name, request.guidance_options))
         if request.spacing is None:
             times = padded_times(scheduler, steps)
         else:
-            times = time_grid(scheduler.schedule, steps, request.spacing, **request.spacing_options)
-        threshold = scheduler.threshold
+            padded = {"max_steps": scheduler.schedule.num_steps, **request.spacing_options}
+            times = time_grid(scheduler.schedule, steps, request.spacing, **padded)
         if request.threshold is not None:
-            kind, limits = request.threshold, request.threshold_options
-            THRESHOLDS.check(kind, limits)
-            threshold = lambda denoise: THRESHOLDS.build(kind, limits, denoise, schedule=scheduler.walk)  # noqa: E731
+            kind, limits = request.threshold, decoded(THRESHOLDS, request.threshold, request.threshold_options)
+            threshold = lambda denoise: THRESHOLDS.build(kind, limits, denoise, schedule=walk)  # noqa: E731
         scheduler.sampler()
+        for made in (lambda: rule.of(unseen, unseen, walk), lambda: threshold(unseen)):
+            made()  # what they refuse is said before anything is drawn
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
+    recipe = recipe_of(pipeline, pipeline.latent_shape(request.height, request.width))
     if request.trajectory:
         times = times[: int(np.count_nonzero(np.diff(times))) + 1]
     method = Method(
@@ -286,27 +290,6 @@ def _read_image(path: Place, channels: int) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path} cannot be read as a picture: {error.strerror}") from None
     return decode_image(open_image(file, str(path)), str(path), channels)
-
-
-def weak_params(config: Config, sampling: Sampling, workdir: Place, state: Any, sharding: Any = None) -> Any:
-    """The parameters that autoguidance goes away from: of another run, of an earlier step, or of a wider average.
-
-    Raises:
-      UserError: the options name none, or one that is not there.
-    """
-    if sampling.guidance == 1 or sampling.guidance_rule != "autoguidance":
-        return None
-    run, step, ema = (sampling.guidance_options.get(name) for name in ("run", "step", "ema"))
-    if ema is not None and not run:
-        return reconstruct(workdir, state, config.train.posthoc_ema, ema, sharding)
-    if not run and step is None:
-        raise UserError("guidance rule autoguidance needs a worse model: guidance_options.run, step or ema")
-    other = place(run) if run else workdir
-    own, theirs = flat(config), flat(read_run(other))
-    wrong = [name for name in own if name.startswith("model.") and own[name] != theirs.get(name)]
-    if wrong:
-        raise UserError(f"guidance_options.run: {other} has another network ({', '.join(wrong)})")
-    return restore_with_meta(other, step=step, sharding=sharding)[0].ema_params
 
 
 def _sampling(base: Sampling, request: Request) -> Sampling:

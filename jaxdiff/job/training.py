@@ -22,6 +22,7 @@ from jaxdiff.data.batches import Batch, Batches
 from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
+from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import check_workdir, class_numbering, owned
 from jaxdiff.parallel import processes
 from jaxdiff.plan import Utilisation
@@ -81,6 +82,12 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
     if profile and in_bucket(config.workdir):
         raise UserError("--profile needs a --workdir on this machine: JAX writes the trace there")
     check_loggers(config.train.loggers)
+    sampling = config.sampling
+    if sampling.guidance_rule == "autoguidance" and sampling.guidance != 1 and not sampling.guidance_options.get("run"):
+        raise UserError(
+            "sampling.guidance_rule=autoguidance: pictures while training go away from another run; "
+            "name it by sampling.guidance_options.run"
+        )
     every = make_cadence(config.train.checkpoint_every)
     if config.train.posthoc_ema and not isinstance(every, int):
         raise UserError(
@@ -294,10 +301,12 @@ def _pictures(config: Config, program: Program, workdir: Place, log: Log | None)
     num = rows * COLUMNS
     batch = recipe.conditioner.parse([str(i) for i in range(groups)], num)
     draw = make_draw(recipe, make_method(config, config.sampling), num, program.mesh)
+    copies = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
+    weak = weak_params(config, config.sampling, workdir, None, copies)
 
     def write(step: int, metrics: dict[str, Any], state: TrainState) -> None:
         del metrics
-        images = draw(state.ema_params, program.keys["pictures"], num, batch)
+        images = draw(state.ema_params, program.keys["pictures"], num, batch, weak=weak)
         if jax.process_index() == 0:
             grid = pictures.grid(pictures.to_uint8(images), rows)
             pictures.write_png(workdir / "samples" / f"step_{step:07}.png", grid)

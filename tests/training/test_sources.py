@@ -356,6 +356,14 @@ def test_classes_of_other_names_are_refused_with_the_names(tmp_path):
     assert source.num_classes == 4 and _all(source)[1].tolist() == [0, 1, 3]
 
 
+def test_digits_are_not_written_among_pictures(tmp_path):
+    (tmp_path / "cats").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "cats" / "a.PNG")
+    with pytest.raises(UserError, match="holds pictures, which data.name digits does not read; set it to folder"):
+        open_dataset("digits", str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["cats"]
+
+
 def test_class_names_of_a_tfds_data_set(tmp_path):
     assert open_dataset("digits", str(tmp_path)).about.class_names == tuple("0123456789")
     with pytest.raises(UserError, match=r"the classes of digits are not those of the run: 0, 1.* one missing"):
