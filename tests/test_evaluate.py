@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import struct
 
 import jax
@@ -94,7 +95,8 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert len(scores(run)) == 5
 
 
-def test_numbers_of_other_definitions_are_measured_anew(run, monkeypatch):
+def test_numbers_of_other_definitions_are_measured_anew(run, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")
     assert command(run, "--steps", "2", "--metrics", "fid,bpd", "--bits-num", "64") == 0
     path = run / "evaluation" / "scores.json"
     rows = json.loads(path.read_text())
@@ -119,8 +121,8 @@ def test_samples_are_of_the_classes_of_the_data(run, monkeypatch):
 
     def recording(*arguments):
         draw = plain(*arguments)
-        return lambda params, key, num, batch, first: (
-            labels.extend(batch["label"]) or draw(params, key, num, batch, first)
+        return lambda params, key, num, batch, first, **rest: (
+            labels.extend(batch["label"]) or draw(params, key, num, batch, first, **rest)
         )
 
     monkeypatch.setattr(evaluation_job, "make_draw", recording)

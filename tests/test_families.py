@@ -200,7 +200,11 @@ def test_a_teacher_is_an_argument_of_the_step_and_no_constant_of_it(dots, tmp_pa
         )
     assert program.config.objective.digest and from_json(to_json(program.config)) == program.config
     with pytest.raises(UserError, match="not the one that the run began with"):
-        Program(dataclasses.replace(config, objective=dataclasses.replace(objective, digest="0" * 16)), Images())
+        Program(
+            dataclasses.replace(config, objective=dataclasses.replace(objective, digest="0" * 16)),
+            Images(),
+            jax.devices()[:1],
+        )
     assert abs(sizes[1] - sizes[0]) < 0.02 * sizes[0]
     assert losses[2] != losses[1]
 

@@ -40,6 +40,7 @@ def bound_bits(
 def dequantise(keys: Key[Array, " batch"], images: UInt8[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
     """x + (2 u - 1)/255: images spread evenly over their grey levels.
 
+    >>> import jax.numpy as jnp
     >>> x = dequantise(jax.random.split(jax.random.key(0), 1), jnp.full((1, 8, 8, 1), 255, jnp.uint8))
     >>> bool(jnp.all(abs(x - 1.0) <= LEVEL / 2))
     True

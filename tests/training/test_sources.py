@@ -359,7 +359,7 @@ def test_classes_of_other_names_are_refused_with_the_names(tmp_path):
 def test_digits_are_not_written_among_pictures(tmp_path):
     (tmp_path / "cats").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "cats" / "a.PNG")
-    with pytest.raises(UserError, match="holds pictures, which data.name digits does not read; set it to folder"):
+    with pytest.raises(UserError, match=r"holds pictures, which data\.name digits does not read; set it to folder"):
         open_dataset("digits", str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["cats"]
 
