@@ -321,7 +321,8 @@ class Checkpoints:
     def _remove_temporaries(self) -> None:
         """What an interrupted save left: it holds space, and is no checkpoint."""
         if jax.process_index() == 0:
-            for path in list(self._directory.iterdir()):
+            exists = self._directory.exists()  # a bucket has no folder before the first file is in it
+            for path in list(self._directory.iterdir()) if exists else []:
                 if ".orbax-checkpoint-tmp" in path.name:
                     path.rmtree(missing_ok=True)
             steps = numbered(self._directory)
