@@ -37,7 +37,7 @@ config = Config(
 )
 """
 ON_WORKERS = (  # a small data set read like one that memory does not hold: by worker processes
-    "from jaxdiff.data import batches as data, sources; sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, 1\n"
+    "import sys; from jaxdiff.data import batches as data, sources; sources.MEMORY_LIMIT, data._MAX_WORKERS = 0, 1\n"
     "from jaxdiff.commands import main; raise SystemExit(main(['train', *sys.argv[1:]]))"
 )
 ENDLESS = ("--train.steps", "1000000", "--train.checkpoint_every", "1000000", "--train.sample_every", "0")
@@ -300,7 +300,7 @@ def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_p
     job = start(2, 1, command=("-c", impatient))
     job.processes[1].kill()
     assert job.survivors(1, 60) == [processes.LOST], job.text(0)
-    assert "train.py: not all processes came within 3 s" in job.text(0)
+    assert "train: not all processes came within 3 s" in job.text(0)
     assert not (tmp_path / "run").exists()
 
 
