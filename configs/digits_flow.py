@@ -5,9 +5,9 @@
     uv run benchmarks/digits_quality.py runs/digits_flow  # the numbers below
 
 An SVM trained on the real digits (99.2 % right on held-out ones) reads 100.0 % of 500 samples as the class asked for
-(97.2 % without guidance). They are no copies: the mean distance to the nearest training image is 1.000 of what it is for
-held-out real images. Trained by us in two pieces beside other work; its last 400 steps, nearly alone on 2 cores, went at
-1,500 to 1,800 images/s, at which the 2,000 steps take two and a half to three minutes.
+(97.2 % without guidance). They are no copies: the mean distance to the nearest training image is 1.000 of what it is
+for held-out real images. Trained by us in two pieces beside other work; its last 400 steps, nearly alone on 2 cores,
+went at 1,500 to 1,800 images/s, at which the 2,000 steps take two and a half to three minutes.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
