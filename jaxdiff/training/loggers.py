@@ -177,7 +177,7 @@ class _Service:
             return
         try:
             self.send(step, numbers(values))
-        except Exception as error:
+        except Exception as error:  # of whichever client: a service that is down is no reason to stop training
             if not self._failed:
                 report(f"{self.name}: step {step} not logged ({_first_line(error)}); training goes on")
             self._failed = True
@@ -244,7 +244,7 @@ class MLflow(_Service):
                 self.record["id"] = self._client.create_run(identity, run_name=title).info.run_id
             else:
                 self._client.update_run(self.record["id"], status="RUNNING")
-        except Exception as error:
+        except Exception as error:  # MLflow raises what its store does: HTTP, SQL, files
             raise UserError(
                 f"mlflow does not start at {address}: {_first_line(error)}; set MLFLOW_TRACKING_URI"
             ) from error
