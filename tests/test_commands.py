@@ -61,6 +61,24 @@ def test_a_bug_names_its_traceback(tmp_path, capsys, monkeypatch):
         exit_code("jaxdiff train", raising(KeyError("beta")))
 
 
+def test_a_thread_of_a_save_that_failed_says_nothing(capsys, monkeypatch):
+    """TensorStore's threads end after the loop that waited for them; anything else of that kind is still said."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    exit_code("x", lambda: (0, ""))
+
+    class Ends:
+        def __init__(self, text):
+            self.text = text
+
+        def __del__(self):
+            raise RuntimeError(self.text)
+
+    for text in ("Event loop is closed", "another"):
+        Ends(text)
+    said = capsys.readouterr().err
+    assert "RuntimeError: another" in said and "Event loop" not in said
+
+
 def test_every_command_has_its_help_and_a_wrong_one_its_neighbour(capsys):
     assert main([]) == 0
     listed = capsys.readouterr().out

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxdiff.errors import UserError, explain, program
 from jaxdiff.schema import nearest
@@ -57,6 +58,8 @@ def _about(option: str) -> str:
 def exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
     """Runs body and prints its last line, or one line that says what went wrong."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with a traceback, what it then raises
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # likewise the loop in which a save failed
+    sys.unraisablehook = _unraisable
     with lasting(program) as out:
         try:
             code, line = body()
@@ -68,6 +71,12 @@ def exit_code(program: str, body: Callable[[], tuple[int, str]]) -> int:
         elif line:  # none in processes but the first
             print(line, flush=True)
         return code or int(out.lost and not lost)
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Drops what TensorStore's threads raise when the loop of a failed save is closed before they end."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def use_compilation_cache() -> None:
