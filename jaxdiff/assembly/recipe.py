@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxdiff.codecs import CODECS
 from jaxdiff.config import Config, Sampling, decoded, make_conditioner, make_schedule, times
+from jaxdiff.data.records import Numbering
+from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.denoisers import THRESHOLDS, Denoiser
 from jaxdiff.diffusion import Guidance, Method, Recipe
 from jaxdiff.errors import UserError
@@ -36,6 +38,17 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: 
     network = model.module(shape[-1] * (2 if learned else 1))
     schedule = make_schedule(diffusion)
     return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned)
+
+
+def open_data(config: Config, numbering: Numbering = "natural") -> Source:
+    """The images of config.data, checked; one without a caption counts as corrupt where the conditioner reads captions.
+
+    Raises:
+      UserError: see `open_dataset`.
+    """
+    data, captioned = config.data, make_conditioner(config).tokenize is not None
+    where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
+    return open_dataset(*where, numbering, captioned)
 
 
 def check_data(config: Config, num_classes: int, num_devices: int) -> None:

@@ -95,6 +95,12 @@ class Program:
         rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
         image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
         self.batch = {"image": image, "label": rows, "row": rows}
+        if recipe.conditioner.tokenize is not None:
+            tokens = {name: table for name, table in recipe.conditioner.tokenize([""]).items() if name != "cut"}
+            self.batch |= {
+                name: jax.ShapeDtypeStruct((train.batch_size, *table.shape[1:]), table.dtype)
+                for name, table in tokens.items()
+            }
 
     @functools.cached_property
     def _placed(self) -> tuple[Any, ...]:

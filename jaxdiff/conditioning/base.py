@@ -21,6 +21,8 @@ class Conditioner(NamedTuple):
       null: (params, number of examples) -> the cond that says nothing, which dropout in training and guidance both use.
       parse: (what the command line says, number of samples) -> a batch of what `embed` takes, NumPy.
       groups: how many kinds of samples a default picture shows, a row each.
+      tokenize: of a condition made of captions: texts -> the arrays that `embed` takes, by name, with a row a text.
+        `cut` among them, bool, tells which texts had more tokens than fit; it is counted, and no part of batches.
     """
 
     spec: dict[str, jax.ShapeDtypeStruct]
@@ -28,6 +30,7 @@ class Conditioner(NamedTuple):
     null: Callable[[Any, int], Cond]
     parse: Callable[[Sequence[str], int], dict[str, np.ndarray]]
     groups: int = 0
+    tokenize: Callable[[Sequence[str]], dict[str, np.ndarray]] | None = None
 
 
 def hidden(cond: Cond, null: Cond, hide: Bool[Array, " batch"]) -> Cond:

@@ -11,15 +11,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64, UInt64
 
 from jaxdiff.data.sources import RecordSource, Source, open_dataset
 from jaxdiff.errors import RunError
@@ -27,9 +28,10 @@ from jaxdiff.errors import RunError
 __all__ = ["Batch", "Batches", "DeadWorkerError", "Prefetch", "open_dataset"]
 
 Batch = dict[str, np.ndarray]
-"""{"image": uint8 [rows, h, w, c], "label": int32 [rows], "row": int32 [rows], index in the global batch}."""
+"""{"image": uint8 [rows, h, w, c], "label": int32 [rows], "row": int32 [rows], index in the global batch}, and a row of
+each array that captions were made to."""
 
-_SHUFFLE, _FLIP = 0, 1  # what a seed is folded with, so that no two draws share one
+_SHUFFLE, _FLIP, _CAPTION = 0, 1, 2  # what a seed is folded with, so that no two draws share one
 _AHEAD = 2  # batches made ahead of the one in use
 _POLL_SECONDS = 0.5
 _MAX_WORKERS = 8
@@ -48,6 +50,11 @@ class Batches:
         batch_size: Rows of the global batch, of all hosts together.
         flip: Mirror each image left to right with probability 1/2, drawn from (seed, n, row).
         rows: This host's rows of the global batch, as a slice or as their indices.
+        captions: texts -> arrays with a row a text, see `Conditioner.tokenize`; called once, with all captions. Each
+            row of a batch then has the arrays of one of its record's captions, drawn from (seed, n, row).
+
+    Attributes:
+        cut: How many of the distinct captions have more tokens than fit.
 
     >>> from jaxdiff.data.sources import MemorySource
     >>> source = MemorySource(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10, dtype=np.int32), 10, set())
@@ -57,18 +64,36 @@ class Batches:
     """
 
     def __init__(
-        self, source: Source, seed: int, batch_size: int, flip: bool = False, rows: slice | np.ndarray = slice(None)
+        self,
+        source: Source,
+        seed: int,
+        batch_size: int,
+        flip: bool = False,
+        rows: slice | np.ndarray = slice(None),
+        captions: Callable[[Sequence[str]], dict[str, np.ndarray]] | None = None,
     ):
         self.source = source
         self._seed, self._batch_size, self._flip = seed, batch_size, flip
         self._rows = np.arange(batch_size, dtype=np.int32)[rows]
+        self.cut, self._captions = 0, None
+        if captions is not None:
+            numbers = {text: number for number, text in enumerate(dict.fromkeys(chain(*source.captions)))}
+            tokens = captions(list(numbers))
+            self.cut = int(tokens.pop("cut", np.zeros(0)).sum())
+            each = np.array([numbers[text] for text in chain(*source.captions)], np.int64)
+            counts = np.array([len(texts) for texts in source.captions], np.uint64)
+            if set(np.flatnonzero(counts == 0).tolist()) - source.substituted:
+                raise ValueError("records without a caption: open the data set with captioned=True")
+            self._captions = _Captions(tokens, each, np.cumsum(counts) - counts, counts)
 
     def __getitem__(self, step: int) -> Batch:
         """The rows of batch `step`."""
         batch = self.source.gather(self._records(step))
+        record = batch.pop("record")
+        if self._captions is not None:
+            batch |= self._captions.draw(record, self._bits(_CAPTION, step))
         if self._flip:
-            bits = np.random.Philox(_seeds(self._seed, _FLIP, step)).random_raw(self._batch_size)
-            mirrored = (bits >> np.uint64(63)).astype(bool)[self._rows]
+            mirrored = (self._bits(_FLIP, step) >> np.uint64(63)).astype(bool)
             batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
         return {**batch, "row": self._rows}
 
@@ -79,6 +104,9 @@ class Batches:
             return Prefetch(_from_workers(self, start_step, workers), workers, self.source)
         return Prefetch((self[step] for step in count(start_step)), workers, self.source)
 
+    def _bits(self, purpose: int, step: int) -> UInt64[np.ndarray, " rows"]:
+        return np.random.Philox(_seeds(self._seed, purpose, step)).random_raw(self._batch_size)[self._rows]
+
     def _records(self, step: int) -> Int64[np.ndarray, " rows"]:
         total = len(self.source)
         epochs, places = np.divmod(step * self._batch_size + self._rows.astype(np.int64), total)
@@ -87,6 +115,20 @@ class Batches:
             here = epochs == epoch
             records[here] = _order(self._seed, int(epoch), total)[places[here]]
         return records
+
+
+class _Captions(NamedTuple):
+    """The captions of a source as a table: those of record i are each[start[i]], ..., each[start[i] + count[i] - 1]."""
+
+    tokens: Batch  # a row a distinct caption
+    each: Int64[np.ndarray, " captions"]  # its row
+    start: UInt64[np.ndarray, " records"]
+    count: UInt64[np.ndarray, " records"]
+
+    def draw(self, record: Int32[np.ndarray, " rows"], bits: UInt64[np.ndarray, " rows"]) -> Batch:
+        """The arrays of caption floor(u count) of each record, u the upper half of its bits as a fraction."""
+        drawn = self.start[record] + ((bits >> np.uint64(32)) * self.count[record] >> np.uint64(32))
+        return {name: table[self.each[drawn]] for name, table in self.tokens.items()}
 
 
 @lru_cache(maxsize=2)  # a batch may reach over the end of an epoch

@@ -66,7 +66,10 @@ Shape = tuple[int | None, int | None, int | None]
 
 @runtime_checkable
 class Records(Protocol):
-    """Images and labels by index, decoded when asked for; picklable, so that worker processes can hold them."""
+    """Images and labels by index, decoded when asked for; picklable, so that worker processes can hold them.
+
+    Those with captions have one attribute more, `captions`: a tuple of texts a record, () for one without.
+    """
 
     shape: Shape
     num_classes: int

@@ -1,8 +1,9 @@
 """A data set ready for training: checked, decoded into memory where it fits, with a fingerprint."""
 
 import hashlib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,8 @@ _LISTED = 20  # bad records that an error names
 _SAMPLED = 64  # records whose pixels the fingerprint of a data set too large for memory covers
 
 OnError = Literal["stop", "substitute", "skip"]
+Captions = tuple[str, ...]
+"""The texts of one record."""
 
 
 class About(NamedTuple):
@@ -62,6 +65,7 @@ def open_dataset(
     background: str = "white",
     allow_empty: bool = False,
     numbering: Numbering = "natural",
+    captioned: bool = False,
 ) -> "Source":
     """Opens a data set and checks what can be checked before training.
 
@@ -81,6 +85,7 @@ def open_dataset(
         background: The colour that transparent images are laid on, by name or as #rrggbb.
         allow_empty: Let a class folder hold no images.
         numbering: Of the class folders, see `Numbering`; names are also compared with TFDS's.
+        captioned: Take an image without a caption for a corrupt one; else it is kept, with no caption.
 
     Returns:
         The source: in memory up to MEMORY_LIMIT, else one that decodes when asked.
@@ -98,10 +103,15 @@ def open_dataset(
         strange, missing = set(records.class_names) - set(numbering), set(numbering) - set(records.class_names)
         check_class_names(name, sorted(strange), sorted(missing))
     resize = (resize, resize) if isinstance(resize, int) else resize
-    if isinstance(records, IdxRecords) and resize is None:
+    if isinstance(records, IdxRecords) and resize is None and not captioned:
         return MemorySource(records.images, records.labels, records.num_classes, set())
     shape, errors = _survey(records, resize, on_error)
     source = RecordSource(records, shape, resize, on_error, laid_on)
+    if captioned and not source.captions:
+        raise UserError(f"data.name: {name} has no captions, and diffusion.conditioner needs them")
+    if captioned:
+        without = (index for index, texts in enumerate(source.captions) if not texts and index not in errors)
+        errors |= {index: f"{records.name(index)}: no caption" for index in without}
     if len(records) * math.prod(shape) <= MEMORY_LIMIT:
         return source.load(errors)
     source.settle(errors)
@@ -111,13 +121,14 @@ def open_dataset(
 class MemorySource:
     """A data set held decoded in memory.
 
-    Its fingerprint covers every pixel and label, the shape and the number of classes.
+    Its fingerprint covers every pixel, label and caption, the shape and the number of classes.
 
     Attributes:
         shape: (h, w, c) of every image.
         num_classes: 0 if the records have no classes; every label is 0 then.
         substituted: The records found corrupt so far, in whose place the next good one stands.
         about: What it was made of.
+        captions: A tuple of texts a record, () for one without; () where no record has any.
     """
 
     def __init__(
@@ -127,8 +138,9 @@ class MemorySource:
         num_classes: int,
         substituted: set[int],
         about: About = _NOTHING,
+        captions: tuple[Captions, ...] = (),
     ):
-        self._images, self._labels, self.about = images, labels, about
+        self._images, self._labels, self.about, self.captions = images, labels, about, captions
         self.shape = images.shape[1:]
         self.num_classes = num_classes
         self.substituted = substituted
@@ -136,26 +148,28 @@ class MemorySource:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal."""
-        return _digest(f"{self._images.shape} {self.num_classes}", [self._labels, self._images])
+        identity = f"{self._images.shape} {self.num_classes}{_identity(self.captions)}"
+        return _digest(identity, [self._labels, self._images])
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """One record; the arrays are views."""
-        return {"image": self._images[index], "label": self._labels[index]}
+        return {"image": self._images[index], "label": self._labels[index], "record": np.asarray(index, np.int32)}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Copies of the records of `indices`, stacked."""
-        return {"image": self._images[indices], "label": self._labels[indices]}
+        return {"image": self._images[indices], "label": self._labels[indices], "record": indices.astype(np.int32)}
 
 
 class RecordSource:
     """A data set too large for memory: records are decoded when asked for.
 
     Its fingerprint covers what the records are (path and size of every file; name, version, split and size of a
-    TFDS data set), the shape, the number of classes, and the pixels of 64 records spread evenly. A record that
-    changes in place and keeps its size may go unnoticed, where to read them all would take hours.
+    TFDS data set), the shape, the number of classes, all captions, and the pixels of 64 records spread evenly. An
+    image that changes in place and keeps its size may go unnoticed, where to read them all would take hours.
+    Attributes as of `MemorySource`.
     """
 
     def __init__(
@@ -172,24 +186,26 @@ class RecordSource:
         self.num_classes = records.num_classes
         self.substituted: set[int] = set()
         self.about = About(records.class_names, (), tuple(records.notes))
+        captions: Sequence[Captions] = getattr(records, "captions", ())
+        self.captions: tuple[Captions, ...] = tuple(captions) if any(captions) else ()
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 in hexadecimal."""
         sample = np.linspace(0, len(self) - 1, min(_SAMPLED, len(self)), dtype=np.int64)
-        identity = f"{len(self)} {self.shape} {self.num_classes} {self._records.identity}"
+        identity = f"{len(self)} {self.shape} {self.num_classes} {self._records.identity}{_identity(self.captions)}"
         return _digest(identity, [self[index]["image"] for index in sample.tolist()])
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One record, or the next good one in the place of a corrupt one."""
+        """One record, or the next good one in the place of a corrupt one; `record` is the index of what it is."""
         while True:
             if index not in self.substituted:
                 try:
                     image, label = self._read(index)
-                    return {"image": image, "label": np.asarray(label, np.int32)}
+                    return {"image": image, "label": np.asarray(label, np.int32), "record": np.asarray(index, np.int32)}
                 except CorruptImageError as error:
                     if self._on_error == "stop":
                         raise CorruptImageError(f"{error}; {_REMEDY}") from error
@@ -199,7 +215,7 @@ class RecordSource:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The records of `indices`, decoded now and stacked."""
         records = [self[index] for index in indices.tolist()]
-        return {name: np.stack([record[name] for record in records]) for name in ("image", "label")}
+        return {name: np.stack([record[name] for record in records]) for name in records[0]}
 
     def note_corrupt(self, indices: Iterable[int]) -> None:
         """Counts records found corrupt, here or by a worker process. Raises UserError if they are too many."""
@@ -212,6 +228,7 @@ class RecordSource:
         _judge(errors, len(self), self._on_error)
         if self._on_error == "skip":
             self._records.leave_out(errors.keys())
+            self.captions = tuple(texts for index, texts in enumerate(self.captions) if index not in errors)
             self.about = self.about._replace(left_out=tuple(errors[index] for index in sorted(errors)))
         else:
             self.note_corrupt(errors)
@@ -229,10 +246,13 @@ class RecordSource:
         self.settle(errors)
         if self.about.left_out:
             images, labels = (np.delete(array, list(errors), axis=0) for array in (images, labels))
+        captions = list(self.captions)
         for index in self.substituted:
             record = self[index]
             images[index], labels[index] = record["image"], record["label"]
-        return MemorySource(images, labels, self.num_classes, self.substituted, self.about)
+            if captions:
+                captions[index] = captions[record["record"]]
+        return MemorySource(images, labels, self.num_classes, self.substituted, self.about, tuple(captions))
 
     def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         image, label = self._records.read(index, self.shape[-1], self._resize, self._background)
@@ -282,6 +302,10 @@ def _judge(errors: dict[int, str], total: int, on_error: OnError) -> None:
 def _too_many(count: int, total: int) -> str:
     allowed = f"{SUBSTITUTE_LIMIT:.0%}"
     return f"{count} of {total} records are corrupt, and data.on_error=substitute replaces {allowed} at most"
+
+
+def _identity(captions: tuple[Captions, ...]) -> str:
+    return f" {json.dumps(captions)}" if captions else ""
 
 
 def _words(shape: tuple[int, int, int]) -> str:

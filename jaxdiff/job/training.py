@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxdiff import parallel, pictures
-from jaxdiff.assembly.recipe import learning_rate_of, make_method
+from jaxdiff.assembly.recipe import learning_rate_of, make_method, open_data
 from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, flat
 from jaxdiff.config.files import to_json
 from jaxdiff.data.batches import Batch, Batches
-from jaxdiff.data.sources import Source, open_dataset
+from jaxdiff.data.sources import Source
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
 from jaxdiff.job.weak_model import weak_params
@@ -96,9 +96,7 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
         )
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(_leave) as stop:
-        data = config.data
-        where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
-        source = open_dataset(*where, class_numbering(place(config.workdir), data.name))
+        source = open_data(config, class_numbering(place(config.workdir), config.data.name))
         program = Program(config, source)
         config = program.config
         processes.agree({"the data's fingerprint": source.fingerprint})
@@ -237,7 +235,10 @@ def _batches(
     """(count, batch) of every call that is left, on the devices."""
     train, first, substitutes = config.train, resources.first, resources.substitutes
     rows = parallel.local_rows(program.mesh, train.batch_size)
-    batches = Batches(program.source, config.seed, train.batch_size, config.data.flip, rows)
+    tokenize = program.recipe.conditioner.tokenize
+    batches = Batches(program.source, config.seed, train.batch_size, config.data.flip, rows, tokenize)
+    if batches.cut and jax.process_index() == 0:
+        report(f"note: {batches.cut} captions have more tokens than fit; their ends are not read")
     ahead = _checked(stack.enter_context(batches.iterate(first)), workdir)
     ahead = substitutes.counted(ahead, first) if substitutes else ahead
     counts = calls(first, train.steps, train.steps_per_call, hooks)

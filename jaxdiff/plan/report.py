@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
+from jaxdiff.assembly.recipe import open_data
 from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, times
 from jaxdiff.config.files import to_json
-from jaxdiff.data.sources import open_dataset
 from jaxdiff.plan.compiling import Compiled
 from jaxdiff.plan.memory import step_memory
 from jaxdiff.plan.planning import Change, Plan, step_flops
@@ -19,9 +19,8 @@ from jaxdiff.schema import encode
 
 def describe(config: Config) -> str:
     """What a config resolves to and will cost, for --dry-run: compiles the step, computes and writes nothing."""
-    data, batch_size = config.data, config.train.batch_size
-    where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
-    source = open_dataset(*where)
+    batch_size = config.train.batch_size
+    source = open_data(config)
     program = Program(config, source)
     flops = step_flops(program)
     memory = step_memory(program.lower().compile())

@@ -88,6 +88,45 @@ def test_a_run_from_step_k_is_the_run_from_step_0_after_k():
         assert all(_equal(next(resumed), seen[step]) for step in range(13, 20))
 
 
+CAPTIONS = tuple(tuple(f"{index} {letter}" for letter in "abcd"[: 1 + index % 4]) for index in range(100))
+
+
+def _tokens(texts):
+    """A text of CAPTIONS as (record, which of its captions)."""
+    said = [(int(number), ord(letter) - ord("a")) for number, letter in map(str.split, texts)]
+    return {"tokens": np.array(said, np.int32), "cut": np.array([letter == 3 for _, letter in said])}
+
+
+def test_each_row_has_one_of_its_records_captions_drawn_by_seed_step_and_row():
+    captioned = MemorySource(PIXELS[:100], np.arange(100, dtype=np.int32), 100, set(), captions=CAPTIONS)
+    calls = []
+    batches = Batches(captioned, 3, 100, captions=lambda texts: calls.append(texts) or _tokens(texts))
+    assert [len(texts) for texts in calls] == [250] and batches.cut == 25
+    shown = {index: [] for index in range(100)}
+    for step in range(400):
+        batch = batches[step]
+        assert batch.keys() == {"image", "label", "row", "tokens"} and batch["tokens"].dtype == np.int32
+        assert np.array_equal(batch["tokens"][:, 0], batch["label"])
+        for label, which in batch["tokens"].tolist():
+            shown[label].append(which)
+    for number in (1, 2, 3, 4):  # each caption as often as the others: within 4 standard errors of 10,000 draws
+        drawn = np.concatenate([which for index, which in shown.items() if index % 4 == number - 1])
+        assert np.abs(np.bincount(drawn, minlength=number) / len(drawn) - 1 / number).max() < 4 * 0.5 / 100
+    flipped = Batches(captioned, 3, 100, flip=True, captions=_tokens)[5]
+    parts = [Batches(captioned, 3, 100, rows=slice(i, i + 50), captions=_tokens)[5]["tokens"] for i in (0, 50)]
+    assert np.array_equal(np.concatenate(parts), batches[5]["tokens"])
+    assert np.array_equal(flipped["tokens"], batches[5]["tokens"])
+    assert not calls[1:]
+    several = [label % 4 == 3 for label in batches[5]["label"]]
+    assert len({tuple(batches[step]["tokens"][several, 1]) for step in range(20)}) == 20
+
+
+def test_records_without_a_caption_cannot_be_drawn():
+    some = MemorySource(PIXELS[:2], np.zeros(2, np.int32), 0, set(), captions=(("0 a",), ()))
+    with pytest.raises(ValueError, match="captioned=True"):
+        Batches(some, 0, 2, captions=_tokens)
+
+
 class Slow(MemorySource):
     """Takes 20 ms a batch and counts them; the thirteenth raises."""
 

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jaxdiff.data import sources
+from jaxdiff.data.decoding import CorruptImageError
 from jaxdiff.data.digits_tfds import JaxdiffDigits
 from jaxdiff.data.records import FASHION_MNIST_FOLDER
 from jaxdiff.data.sources import MemorySource, RecordSource, open_dataset
@@ -430,6 +431,61 @@ def test_fingerprint_of_a_folder_too_large_for_memory_covers_every_name_and_size
     (folder / "cat" / "004.png").rename(folder / "cat" / "005.png")
     prints.append(open_dataset("folder", str(folder)).fingerprint)
     assert len(set(prints)) == 3
+
+
+class Captioned:
+    """Ten images; the third is corrupt, the sixth has no caption."""
+
+    shape, num_classes, class_names, identity, notes = (6, 5, 3), 0, (), "ten", ()
+
+    def __init__(self, path, split):
+        self.kept = list(range(10))
+        self.captions = [(f"caption {index}", f"{index}") if index != 5 else () for index in range(10)]
+        if path == "none":
+            self.captions = [() for _ in range(10)]
+
+    def __len__(self):
+        return len(self.kept)
+
+    def leave_out(self, corrupt):
+        self.kept = [number for index, number in enumerate(self.kept) if index not in corrupt]
+
+    def name(self, index):
+        return f"record {self.kept[index]}"
+
+    def measure(self, index):
+        return self.shape
+
+    def read(self, index, channels, resize, background=(255, 255, 255)):
+        if self.kept[index] == 2:
+            raise CorruptImageError(f"{self.name(index)}: damaged")
+        return PIXELS[self.kept[index]], 0
+
+
+@pytest.mark.parametrize("limit", [2**31, 0], ids=["memory", "records"])
+def test_captions_stay_with_their_images_whatever_is_left_out_or_substituted(monkeypatch, limit):
+    monkeypatch.setitem(sources.DATASETS.members, "captioned", Captioned)
+    monkeypatch.setattr(sources, "MEMORY_LIMIT", limit)
+    monkeypatch.setattr(sources, "SUBSTITUTE_LIMIT", 0.2)
+    for on_error in ("skip", "substitute"):
+        source = open_dataset("captioned", on_error=on_error, captioned=True)
+        batch = source.gather(np.arange(len(source)))
+        assert len(source) == {"skip": 8 if limit else 9, "substitute": 10}[on_error]
+        assert source.about.left_out[-1:] == (() if on_error == "substitute" else ("record 5: no caption",))
+        for image, record in zip(batch["image"], batch["record"], strict=True):
+            shown = next(index for index in range(10) if np.array_equal(PIXELS[index], image))
+            assert shown not in (2, 5) and source.captions[record] == (f"caption {shown}", f"{shown}")
+    monkeypatch.setattr(Captioned, "read", lambda self, index, *how: (PIXELS[self.kept[index]], 0))
+    plain = open_dataset("captioned")  # who reads no captions misses none
+    assert len(plain) == 10 and plain.captions[5] == ()
+    with pytest.raises(UserError, match=r"record 5: no caption; 9 of 10 are good; .*data\.on_error=substitute or skip"):
+        open_dataset("captioned", captioned=True)
+    for name in ("captioned", "digits"):
+        with pytest.raises(UserError, match=f"{name} has no captions, and diffusion.conditioner needs them"):
+            open_dataset(name, "none" if name == "captioned" else None, captioned=True)
+    prints = {plain.fingerprint, open_dataset("captioned", "none").fingerprint}
+    prints.add(open_dataset("captioned", on_error="substitute", captioned=True).fingerprint)
+    assert len(prints) == 3
 
 
 def test_fingerprint_of_memory_covers_every_label_and_the_classes():
