@@ -31,6 +31,34 @@ class Trap(NamedTuple):
 
 TRAPS = (
     Trap(
+        "RoPE of rows alone: columns are told apart by nothing",
+        "tests/models/test_dit.py::test_rope_sees_the_offsets_of_rows_and_columns_alone",
+        "jaxdiff/models/dit.py",
+        "np.indices((h, w)).reshape(2, -1, 1) * frequencies, axis=1)",
+        "np.indices((h, w))[[0, 0]].reshape(2, -1, 1) * frequencies, axis=1)",
+    ),
+    Trap(
+        "QK-norm of the queries alone, or of the keys",
+        "tests/models/test_dit.py::test_norms_see_only_directions_and_swiglu_is_linear_in_its_values",
+        "jaxdiff/models/attention.py",
+        "query, key = (norm(x).astype(value.dtype) for",
+        "_, key = (norm(x).astype(value.dtype) for",
+    ),
+    Trap(
+        "SwiGLU with its gate and its values exchanged, which no weights of others survive",
+        "tests/models/test_dit.py::test_norms_see_only_directions_and_swiglu_is_linear_in_its_values",
+        "jaxdiff/models/dit.py",
+        "gate, y = jnp.split(y, 2, axis=-1)",
+        "y, gate = jnp.split(y, 2, axis=-1)",
+    ),
+    Trap(
+        "The shared modulation's table left out: all blocks alike",
+        "tests/models/test_dit.py::test_shared_modulation_is_that_of_blocks_with_equal_projections",
+        "jaxdiff/models/dit.py",
+        'each = emb + self.param("modulation", ZEROS, (6 * width,), jnp.float32)[None]',
+        'each = emb + 0 * self.param("modulation", ZEROS, (6 * width,), jnp.float32)[None]',
+    ),
+    Trap(
         "Steps paired by arithmetic on the stride instead of by the list of times",
         "tests/samplers/test_order.py::test_ddim_on_standard_normal_data_is_a_product_of_cosines",
         "jaxdiff/samplers/base.py",

@@ -29,6 +29,23 @@ def layer_norm(x: Features, name: str) -> Features:
     return layer(x).astype(x.dtype)
 
 
+def rotated(
+    x: Float[Array, "batch tokens heads d"], angles: Float[Any, "tokens half"]
+) -> Float[Array, "batch tokens heads d"]:
+    """RoPE: features (i, i + d/2) of a token turned by its angle i, in float32.
+
+    The product of two rotated vectors depends on the difference of their angles alone.
+
+    Source: Su et al. 2021 (RoFormer), eq. 15.
+
+    >>> rotated(jnp.array([[[[1.0, 0.0]]]]), jnp.full((1, 1), jnp.pi / 2)).round(3).tolist()
+    [[[[0.0, 1.0]]]]
+    """
+    cos, sin = (f(angles)[None, :, None].astype(jnp.float32) for f in (jnp.cos, jnp.sin))
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention of every token of x to every token of a context: proj(softmax(q k^T / sqrt(d)) v).
 
@@ -38,6 +55,7 @@ class Attention(nn.Module):
       bias: of query, key and value (proj has one in any case).
       causal: token i attends to tokens 0..i alone.
       zero: start proj at zero.
+      qk_norm: RMSNorm of each head's query and key, with a learned scale.
     """
 
     heads: int
@@ -45,10 +63,11 @@ class Attention(nn.Module):
     bias: bool = False
     causal: bool = False
     zero: bool = False
+    qk_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Features, context: Others, mask: Mask = None) -> Features:
-        """Attend from x to the context, which may be x itself."""
+    def __call__(self, x: Features, context: Others, mask: Mask = None, *, angles: Any = None) -> Features:
+        """Attend from x to the context, which may be x itself; angles: of `rotated` queries and keys, or none."""
         batch, tokens, features = x.shape
 
         def project(name: str, source: Array) -> Array:
@@ -56,6 +75,11 @@ class Attention(nn.Module):
             return dense(source).reshape(batch, source.shape[1], self.heads, features // self.heads)
 
         query, key, value = project("query", x), project("key", context), project("value", context)
+        if self.qk_norm:
+            norms = (nn.RMSNorm(dtype=jnp.float32, use_fast_variance=False, name=f"{n}_norm") for n in ("query", "key"))
+            query, key = (norm(x).astype(value.dtype) for norm, x in zip(norms, (query, key), strict=True))
+        if angles is not None:
+            query, key = rotated(query, angles), rotated(key, angles)
         seen = None if mask is None else mask[:, None, None, :]
         y = ops.attention(query, key, value, seen, causal=self.causal)
         y = y.reshape(batch, tokens, features)

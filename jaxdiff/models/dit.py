@@ -1,8 +1,13 @@
 """The diffusion transformer (DiT): patches as tokens, blocks modulated by time and class (adaLN-Zero).
 
 References:
-  DiT:    Peebles, Xie, Scalable Diffusion Models with Transformers, 2023.
-  PixArt: Chen et al., PixArt-alpha, 2023, section 2.3: cross-attention to a text.
+  DiT:       Peebles, Xie, Scalable Diffusion Models with Transformers, 2023.
+  PixArt:    Chen et al., PixArt-alpha, 2023, section 2.3: cross-attention to a text, adaLN-single.
+  RMSNorm:   Zhang, Sennrich, Root Mean Square Layer Normalization, 2019.
+  QK-norm:   Dehghani et al., Scaling Vision Transformers to 22 Billion Parameters, 2023, section 2.
+  SwiGLU:    Shazeer, GLU Variants Improve Transformer, 2020, eq. 6.
+  RoPE:      Su et al., RoFormer, 2021; of rows and columns as Heo et al., RoPE for Vision Transformer, 2024, eq. 7.
+  Registers: Darcet et al., Vision Transformers Need Registers, 2024.
 
 With e the embedding of time, class and vectors, and LN a LayerNorm without parameters, a block is
 
@@ -55,6 +60,18 @@ class DiT(NetworkOptions):
     """Attention heads, a divisor of the width."""
     mlp_ratio: int = 4
     """Features inside a block's MLP, as a multiple of the width."""
+    norm: Literal["layer", "rms"] = "layer"
+    """Norms of a block and of the output: LayerNorm or RMSNorm."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """The MLP: GELU, or SwiGLU with 2/3 of the features and so as many parameters."""
+    positions: Literal["fixed", "rope"] = "fixed"
+    """Sines and cosines added to tokens, or queries and keys turned by row and column (RoPE)."""
+    registers: int = 0
+    """Tokens beside those of the image, which attention may use as memory."""
+    modulation: Literal["block", "shared"] = "block"
+    """A projection of the embedding in each block, or one for all and a table a block (PixArt's adaLN-single)."""
     dropout: float = 0.0
     """Dropout rate of what attention and MLP add."""
     num_classes: int = 0
@@ -87,13 +104,21 @@ class DiT(NetworkOptions):
             ("depth", 1, 1000),
             ("num_heads", 1, 1024),
             ("mlp_ratio", 1, 64),
+            ("registers", 0, 1024),
             ("num_classes", 0, 1_000_000),
         ):
             if not low <= getattr(self, field) <= high:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be in {low}..{high}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        for field, choices in (("frequency_shift", (0, 1)), ("dtype", ("float32", "bfloat16"))):
+        for field, choices in (
+            ("frequency_shift", (0, 1)),
+            ("dtype", ("float32", "bfloat16")),
+            ("norm", ("layer", "rms")),
+            ("mlp", ("gelu", "swiglu")),
+            ("positions", ("fixed", "rope")),
+            ("modulation", ("block", "shared")),
+        ):
             if getattr(self, field) not in choices:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(map(str, choices))}"
@@ -102,6 +127,10 @@ class DiT(NetworkOptions):
             raise ValueError(f"width is {self.width}; it must be a multiple of 4 (sin and cos of rows and columns)")
         if self.width % self.num_heads:
             raise ValueError(f"num_heads is {self.num_heads}; it must divide the width, {self.width}")
+        if self.positions == "rope" and self.width // self.num_heads % 4:
+            raise ValueError(
+                f"positions is 'rope'; a head's features, {self.width // self.num_heads}, must be in fours"
+            )
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"images have shape {tuple(shape)}; it must be (h, w, c), all positive")
         if shape[0] % self.patch or shape[1] % self.patch:
@@ -126,9 +155,25 @@ def positions(h: int, w: int, features: int) -> Float[np.ndarray, "tokens featur
     return np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1).astype(np.float32)
 
 
-def modulated(x: Features, shift: Array, scale: Array) -> Features:
-    """LN(x) (1 + scale) + shift, the norm in float32."""
-    layer = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32, use_fast_variance=False)
+def rope_angles(h: int, w: int, features: int, registers: int = 0) -> Float[np.ndarray, "tokens half"]:
+    """Angles of a head's features/2 pairs: the first half turns with the row, the second with the column.
+
+    Each with the frequencies of `positions`; registers, which come first, are not turned.
+
+    >>> rope_angles(2, 2, 4, registers=1).tolist()
+    [[0.0, 0.0], [0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+    frequencies = 10.0 ** (-4.0 * np.arange(features // 4) / (features // 4))
+    angles = np.concatenate(np.indices((h, w)).reshape(2, -1, 1) * frequencies, axis=1)
+    return np.concatenate([np.zeros((registers, features // 2)), angles]).astype(np.float32)
+
+
+def modulated(x: Features, shift: Array, scale: Array, norm: str = "layer") -> Features:
+    """LN(x) (1 + scale) + shift, the norm, LayerNorm or RMSNorm, in float32."""
+    if norm == "rms":
+        layer = nn.RMSNorm(epsilon=1e-6, use_scale=False, dtype=jnp.float32, use_fast_variance=False)
+    else:
+        layer = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32, use_fast_variance=False)
     return (layer(x) * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
 
 
@@ -143,25 +188,43 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Features, index: Int[Array, ""], emb: Array, text: Others | None, mask: Mask, keys: Keys
+        self,
+        x: Features,
+        index: Int[Array, ""],
+        emb: Array,
+        text: Others | None,
+        mask: Mask,
+        angles: Any,
+        keys: Keys,
     ) -> tuple[Features, None]:
-        """Apply block number `index` to x under silu(e), and the text if there is one."""
-        width, dtype = self.options.width, self.options.dtype
+        """Apply block number `index` to x under silu(e), or W silu(e) where it is shared, and the text if any."""
+        own = self.options
+        width, heads, dtype = own.width, own.num_heads, own.dtype
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)  # or all blocks would drop the same places
-        each = nn.Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)
+        if own.modulation == "shared":
+            each = emb + self.param("modulation", ZEROS, (6 * width,), jnp.float32)[None]
+        else:
+            each = nn.Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(each, 6, axis=-1)
 
-        y = modulated(x, shift1, scale1)
-        y = Attention(self.options.num_heads, dtype, bias=True, name="attention")(y, y)
-        x = (x + gate1[:, None] * Dropout(self.options.dropout, name="dropout1")(y, keys)).astype(x.dtype)
+        y = modulated(x, shift1, scale1, own.norm)
+        y = Attention(heads, dtype, bias=True, qk_norm=own.qk_norm, name="attention")(y, y, angles=angles)
+        x = (x + gate1[:, None] * Dropout(own.dropout, name="dropout1")(y, keys)).astype(x.dtype)
         if text is not None:
-            heads = self.options.num_heads
-            x += Attention(heads, dtype, bias=True, zero=True, name="cross_attention")(x, text, mask)
-        y = modulated(x, shift2, scale2)
-        y = nn.Dense(self.options.mlp_ratio * width, dtype=dtype, kernel_init=fan_average, name="dense1")(y)
-        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(nn.gelu(y.astype(jnp.float32)))
-        x = (x + gate2[:, None] * Dropout(self.options.dropout, name="dropout2")(y, keys)).astype(x.dtype)
+            cross = Attention(heads, dtype, bias=True, zero=True, qk_norm=own.qk_norm, name="cross_attention")
+            x += cross(x, text, mask)
+        y = modulated(x, shift2, scale2, own.norm)
+        gated = own.mlp == "swiglu"
+        hidden = own.mlp_ratio * width * 2 // 3 if gated else own.mlp_ratio * width
+        y = nn.Dense(hidden * (1 + gated), dtype=dtype, kernel_init=fan_average, name="dense1")(y).astype(jnp.float32)
+        if gated:
+            gate, y = jnp.split(y, 2, axis=-1)
+            y *= nn.silu(gate)
+        else:
+            y = nn.gelu(y)
+        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(y)
+        x = (x + gate2[:, None] * Dropout(own.dropout, name="dropout2")(y, keys)).astype(x.dtype)
         return x, None
 
 
@@ -220,19 +283,31 @@ class DiTModule(nn.Module):
         rows, columns = patches.shape[1:3]
         tokens = patches.reshape(batch, rows * columns, -1)
         y = nn.Dense(options.width, dtype=options.dtype, kernel_init=fan_average, name="proj_in")(tokens)
-        y += positions(rows, columns, options.width)[None].astype(y.dtype)
+        angles = None
+        if options.positions == "rope":
+            angles = rope_angles(rows, columns, options.width // options.num_heads, options.registers)
+        else:
+            y += positions(rows, columns, options.width)[None].astype(y.dtype)
+        if options.registers:
+            init = nn.initializers.normal(0.02)
+            own = self.param("registers", init, (options.registers, options.width), jnp.float32).astype(y.dtype)
+            y = jnp.concatenate([jnp.broadcast_to(own, (batch, *own.shape)), y], axis=1)
+        each = emb
+        if options.modulation == "shared":
+            each = nn.Dense(6 * options.width, kernel_init=ZEROS, name="block_modulation")(emb)
         keep = jax.checkpoint_policies.nothing_saveable if options.remat else PRODUCTS
         blocks = nn.scan(
             nn.remat(Block, prevent_cse=False, policy=keep),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 5),  # pyright: ignore[reportArgumentType]
             length=options.depth,
         )
-        given = (emb, cond.get("text"), cond.get("mask"), dropout_keys if options.dropout else None)
+        given = (each, cond.get("text"), cond.get("mask"), angles, dropout_keys if options.dropout else None)
         y, _ = blocks(options, name="blocks")(y, jnp.arange(options.depth), *given)
 
+        y = y[:, options.registers :]
         shift, scale = jnp.split(nn.Dense(2 * options.width, kernel_init=ZEROS, name="modulation")(emb), 2, axis=-1)
-        y = modulated(y, shift, scale).astype(jnp.float32)
+        y = modulated(y, shift, scale, options.norm).astype(jnp.float32)
         y = nn.Dense(options.patch**2 * self.out_channels, kernel_init=ZEROS, name="proj_out")(y)
         return depth_to_space(y.reshape(batch, rows, columns, -1), options.patch)

@@ -4,6 +4,7 @@ import functools
 import json
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.models import DiT
+from jaxdiff.models.attention import rotated
+from jaxdiff.models.dit import modulated, rope_angles
 from tests.stable_diffusion import weight
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "dit"
@@ -176,6 +179,9 @@ def test_bfloat16_and_remat_change_no_parameter_and_little_else():
         ({"dropout": 1.0}, (8, 8, 3), r"\[0, 1\)"),
         ({"dtype": "float16"}, (8, 8, 3), "float32, bfloat16"),
         ({"frequency_shift": 2}, (8, 8, 3), "0, 1"),
+        ({"mlp": "relu"}, (8, 8, 3), "gelu, swiglu"),
+        ({"registers": -1}, (8, 8, 3), r"registers is -1; it must be in 0\.\.1024"),
+        ({"positions": "rope", "width": 12}, (8, 8, 3), "a head's features, 6, must be in fours"),
         ({}, (8, 8), r"\(h, w, c\)"),
     ],
 )
@@ -193,3 +199,84 @@ def test_blocks_keep_products_for_the_backward_pass_and_no_norms():
     kept = jax.eval_shape(lambda p: jax.vjp(lambda p: net.apply(p, x, t), p)[1], params)
     stacked = [leaf for leaf in jax.tree.leaves(kept) if leaf.shape[:3] == (3, 2, 64)]  # blocks, batch, tokens
     assert stacked and {leaf.dtype for leaf in stacked} == {jnp.dtype(jnp.bfloat16)}
+
+
+ALL = {
+    "norm": "rms",
+    "qk_norm": True,
+    "mlp": "swiglu",
+    "positions": "rope",
+    "registers": 2,
+    "modulation": "shared",
+    "dropout": 0.0,
+}
+
+
+def edited(tree, *path, change):
+    """The parameters with one leaf changed."""
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    hits = [p for p, _ in flat if [key.key for key in p][-len(path) :] == list(path)]
+    assert len(hits) == 1, hits
+    return jax.tree_util.tree_map_with_path(lambda p, leaf: change(leaf) if p == hits[0] else leaf, tree)
+
+
+def test_norms_see_only_directions_and_swiglu_is_linear_in_its_values():
+    """Queries and keys 8 times as long, and registers in another order, change nothing; larger values do, linearly."""
+    net, params = trained(changed(**ALL))
+    y = np.asarray(apply(net, params, X, T, COND))
+    same = edited(params, "attention", "query", "kernel", change=lambda k: 8 * k)
+    same = edited(same, "attention", "query", "bias", change=lambda k: 8 * k)
+    same = edited(same, "registers", change=lambda r: r[::-1])
+    for leaf in ("kernel", "bias"):
+        same = edited(same, "blocks", "dense1", leaf, change=lambda k: k.at[..., k.shape[-1] // 2 :].multiply(4.0))
+    same = edited(same, "blocks", "dense2", "kernel", change=lambda k: k / 4)
+    np.testing.assert_allclose(apply(net, same, X, T, COND), y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
+    gate = edited(params, "blocks", "dense1", "kernel", change=lambda k: k.at[..., : k.shape[-1] // 2].multiply(4.0))
+    gate = edited(gate, "blocks", "dense2", "kernel", change=lambda k: k / 4)
+    plain = edited(params, "registers", change=lambda r: r + 1)
+    for other in (gate, plain):
+        assert np.abs(apply(net, other, X, T, COND) - y).max() > 1e-2 * np.abs(y).max()
+    sizes = [trained(changed(mlp=mlp, width=24))[1]["params"]["blocks"] for mlp in ("gelu", "swiglu")]
+    plain, gated = (sum(leaf.size for leaf in jax.tree.leaves((b["dense1"], b["dense2"]))) for b in sizes)
+    assert abs(gated / plain - 1) < 0.02
+
+
+class _Modulated(nn.Module):
+    norm: str
+
+    @nn.compact
+    def __call__(self, x):
+        none = jnp.zeros((1, x.shape[-1]))
+        return modulated(x, none, none, self.norm)
+
+
+def test_rms_divides_by_the_root_mean_square_and_moves_no_mean_away():
+    x = jnp.asarray([[[3.0, 4.0, 0.0, 0.0]]])
+    np.testing.assert_allclose(_Modulated("rms").apply({}, x)[0, 0], [1.2, 1.6, 0, 0], rtol=1e-5)
+    assert abs(_Modulated("layer").apply({}, x).mean()) < 1e-6
+
+
+def test_rope_sees_the_offsets_of_rows_and_columns_alone():
+    """Products of any two tokens of a 3x5 grid are those of the pair moved by one row and two columns."""
+    angles = rope_angles(4, 7, 8).reshape(4, 7, 4)
+    q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 2, 8)).astype(np.float32)
+
+    def products(part):
+        flat = part.reshape(-1, 4)
+        turned = [np.asarray(rotated(jnp.asarray(np.repeat(x, len(flat), axis=1)), flat)) for x in (q, k)]
+        return np.einsum("bqhd,bkhd->hqk", *turned)
+
+    first = products(angles[:3, :5])
+    np.testing.assert_allclose(first, products(angles[1:4, 2:7]), atol=1e-4)
+    assert np.abs(first[:, 0, 1:] - first[:, 0, :1]).min() > 1e-3, "each offset is another product"
+
+
+def test_shared_modulation_is_that_of_blocks_with_equal_projections():
+    """W_i = W and b_i = b + table_i: PixArt's adaLN-single is a special case of adaLN."""
+    net, shared = trained(changed(modulation="shared", dropout=0.0))
+    own = dict(shared["params"])
+    one, table = own.pop("block_modulation"), own["blocks"]["modulation"]
+    each = {"kernel": jnp.repeat(one["kernel"][None], len(table), 0), "bias": one["bias"][None] + table}
+    own["blocks"] = own["blocks"] | {"modulation": each}
+    y = apply(changed(dropout=0.0).module(3), {"params": own}, X, T, COND)
+    np.testing.assert_allclose(apply(net, shared, X, T, COND), y, rtol=1e-4, atol=1e-4)
