@@ -31,7 +31,15 @@ class Prediction(NamedTuple):
     fraction: jax.Array | None = None
 
 
-Denoiser = Callable[[jax.Array, ArrayLike], Prediction]
+class Span(NamedTuple):
+    """From t to r, in place of t: what a network of two times is asked for. A DDIM step with its x_0 and noise ends at
+    x_r, and at r = t they are a denoiser's."""
+
+    t: ArrayLike
+    r: ArrayLike
+
+
+Denoiser = Callable[[jax.Array, ArrayLike | Span], Prediction]
 
 
 def as_denoiser(
@@ -40,6 +48,7 @@ def as_denoiser(
     schedule: Schedule,
     prediction: str = "noise",
     learned_variance: bool = False,
+    two_times: bool = False,
     cond: Any = None,
 ) -> Denoiser:
     """A network (or any callable) as a denoiser.
@@ -51,10 +60,11 @@ def as_denoiser(
       prediction: what it puts out, see `jaxdiff.process`.
       learned_variance: the output has twice x_t's channels (last axis): the prediction, then v in about [-1, 1], of
         which the prediction's fraction is (v + 1)/2.
+      two_times: cond["r"] says where the step leads: the r of a `Span`, and else t itself.
       cond: passed to predict at every call.
 
     Returns:
-      (x_t, t) -> Prediction, t scalar or [batch]; computed in x_t's dtype whatever predict's.
+      (x_t, t) -> Prediction, t scalar or [batch], or a `Span` of such; computed in x_t's dtype whatever predict's.
 
     Raises:
       ValueError: unknown prediction; or "noise" or "score" with a schedule that leaves no signal at t = 1; or, when
@@ -73,12 +83,17 @@ def as_denoiser(
     if PREDICTIONS[prediction].needs_signal and no_signal:
         raise ValueError(f"the schedule leaves no signal at t = 1, where {prediction!r} divides by 0; use 'v' or 'x_0'")
 
-    def denoise(x_t: jax.Array, t: ArrayLike) -> Prediction:
+    def denoise(x_t: jax.Array, t: ArrayLike | Span) -> Prediction:
+        (t, r), told = t if isinstance(t, Span) else (t, t), cond
+        if two_times:
+            told = {**(cond or {}), "r": jnp.broadcast_to(jnp.asarray(r, jnp.result_type(float)), x_t.shape[:1])}
+        elif r is not t:
+            raise ValueError("this network knows one time; a Span is for one that was trained with two (mean_flow)")
         if jnp.shape(t) not in ((), x_t.shape[:1]):
             raise ValueError(f"t must be one time or one per example, {x_t.shape[:1]}; got shape {jnp.shape(t)}")
         t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), x_t.shape[:1])
         m = schedule(t)
-        output, fraction = predict(*network_inputs(prediction, x_t, t, m), cond).astype(x_t.dtype), None
+        output, fraction = predict(*network_inputs(prediction, x_t, t, m), told).astype(x_t.dtype), None
         expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned_variance else x_t.shape
         if output.shape != expected:
             raise ValueError(

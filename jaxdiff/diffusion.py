@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxdiff import parallel
 from jaxdiff.codecs import Codec
 from jaxdiff.conditioning import Cond, Conditioner
-from jaxdiff.denoisers import Denoiser, as_denoiser
+from jaxdiff.denoisers import Denoiser, Span, as_denoiser
 from jaxdiff.guidance import RULES
 from jaxdiff.models.winograd import prepared
 from jaxdiff.parallel import processes
@@ -35,6 +35,7 @@ class Recipe(NamedTuple):
       shape: of one x.
       learned_variance: whether the output has a variance beside the prediction.
       frozen: parameters of the codec and of the conditioner, by these names; arguments of every program.
+      extra_cond: what of cond the sampling says, and not the conditioner: "r" (a network of two times), "guidance".
     """
 
     schedule: Schedule
@@ -45,6 +46,7 @@ class Recipe(NamedTuple):
     shape: tuple[int, int, int]
     learned_variance: bool = False
     frozen: Mapping[str, Any] = {}
+    extra_cond: tuple[str, ...] = ()
 
     def embed(self, frozen: Mapping[str, Any], batch: dict[str, jax.Array]) -> Cond:
         """The cond of a batch of the data."""
@@ -103,28 +105,36 @@ def denoiser(
       recipe: the model.
       params: of its network, usually the EMA.
       cond: what it is told, a dict of [batch, ...].
-      guidance: None for none.
+      guidance: None for none. Where the network itself is told the scale (`extra_cond`), that is all it does.
       away: the cond that guidance goes away from, usually `Recipe.null`.
       weak: parameters of the worse model that autoguidance goes away from instead.
-      threshold: Denoiser -> Denoiser, of x_0; None for none.
+      threshold: Denoiser -> Denoiser, of x_0; None for none. Not of a `Span`, whose x_0 is no image.
       schedule: another than the recipe's, e.g. `schedules.interpolate` of it.
     """
-    schedule = schedule or recipe.schedule
+    schedule, scale = schedule or recipe.schedule, None
+    if "guidance" in recipe.extra_cond:
+        scale, guidance = 1.0 if guidance is None else guidance.scale, None
 
     def plain(params: Any, cond: Cond) -> Denoiser:
         variables = prepared(params)
 
         def predict(x_t: jax.Array, t: jax.Array, cond: Cond) -> Any:
+            if scale is not None:
+                cond = {**cond, "guidance": jnp.broadcast_to(jnp.asarray(scale, jnp.float32), x_t.shape[:1])}
             return recipe.network.apply(variables, x_t, t, cond)
 
         how = {"prediction": recipe.prediction, "learned_variance": recipe.learned_variance}
+        how["two_times"] = "r" in recipe.extra_cond
         return as_denoiser(predict, schedule=schedule, cond=cond, **how)
 
     found = plain(params, cond)
     if guidance is not None:
         other = plain(weak, cond) if guidance.needs_weak else plain(params, away or {})
         found = guidance.of(found, other, schedule)
-    return found if threshold is None else threshold(found)
+    if threshold is None:
+        return found
+    limited = threshold(found)
+    return lambda x_t, t: (found if isinstance(t, Span) else limited)(x_t, t)
 
 
 class Method(NamedTuple):

@@ -137,3 +137,40 @@ def as_network(kind, schedule, predict):
         return predict(x * jnp.sqrt(m.sigma**2 + 0.25 * m.alpha**2), t, cond)
 
     return network
+
+
+def flow_velocity(data, x, t):
+    """v = E[noise - x_0 | x_t = x] of the mixture on alpha = 1 - t, sigma = t; x [n, d], t [n] in (0, 1]."""
+
+    def one(x, t):
+        x_0, noise = data.predict(x[None], (1.0 - t, t))
+        return (noise - x_0)[0]
+
+    return jax.vmap(one)(x, t)
+
+
+def flow_map(velocity, x, t, r, steps=64):
+    """The solution at r of dx/dt = velocity(x, t) through (x, t), by Runge-Kutta of order 4; t and r [n]."""
+    h = (r - t) / steps
+
+    def step(x, i):
+        s = t + i * h
+        k1 = velocity(x, s)
+        k2 = velocity(x + 0.5 * h[:, None] * k1, s + 0.5 * h)
+        k3 = velocity(x + 0.5 * h[:, None] * k2, s + 0.5 * h)
+        k4 = velocity(x + h[:, None] * k3, s + h)
+        return x + h[:, None] / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4), None
+
+    return jax.lax.scan(step, x, jnp.arange(steps))[0]
+
+
+def gaussian_mean_velocity(x, t, r, mean, scale):
+    """(x_t - x_r)/(t - r) on N(mean, scale^2), alpha = 1 - t, sigma = t; regular at r = t, where it is v.
+
+    With v_t = (1-t)^2 s^2 + t^2 and q = sqrt(v_r/v_t): -m + (x - (1-t) m) (v_t - v_r)/(t - r) / (v_t (1 + q)).
+    Classifier-free guidance by w of N(m_c, s^2) against N(m_u, s^2) has it with m = m_u + w (m_c - m_u).
+    """
+    t, r = t[:, None], r[:, None]
+    v_t, v_r = ((1.0 - u) ** 2 * scale**2 + u**2 for u in (t, r))
+    slope = ((t + r) * (1.0 + scale**2) - 2.0 * scale**2) / (v_t * (1.0 + jnp.sqrt(v_r / v_t)))
+    return -mean + slope * (x - (1.0 - t) * mean)

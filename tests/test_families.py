@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.training_program import Program, example
 from jaxdiff.codecs import CODECS
 from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Parallel, Sampling, Train, validate
@@ -21,7 +21,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
 from jaxdiff.models import NETWORKS, DiT
-from jaxdiff.objectives import OBJECTIVES, Consistency, Hybrid
+from jaxdiff.objectives import OBJECTIVES, Consistency, Denoising, Hybrid, MeanFlow
 from jaxdiff.parallel import make_mesh
 from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
@@ -47,6 +47,8 @@ class Net(nn.Module):
     def __call__(self, x, t, cond=None, *, dropout_keys=None):
         label = nn.Embed(self.num_classes + 1, self.width)(cond["label"]) if cond else 0.0
         h = nn.Dense(self.width)(x) + (nn.Dense(self.width)(t[:, None]) + label)[:, None, None]
+        for name in {"r", "guidance"} & set(cond or {}):
+            h += nn.Dense(self.width, name=name)(cond[name][:, None])[:, None, None]
         return nn.Dense(self.out_channels)(nn.tanh(h))
 
 
@@ -135,7 +137,7 @@ def test_the_cases_name_every_member():
     assert times == set(TIME_SAMPLINGS.members) and optimizers == set(OPTIMIZERS.members)
     assert rates == set(LEARNING_RATES.members)
     assert set(CODECS.members) == {"pixels"} and set(CONDITIONERS.members) == {"nothing", "classes"}
-    assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency"}
+    assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency", "mean_flow"}
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "weighting", "times", "optimizer", "rate"), TRAININGS)
@@ -154,14 +156,11 @@ def test_a_member_trains(dots, schedule, prediction, weighting, times, optimizer
     trained(small(dots, diffusion=diffusion, optimizer=own))
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        Model(channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=2),
-        DiT(width=8, depth=2, num_heads=2, num_classes=2),
-    ],
-    ids=["unet", "dit"],
-)
+DIT = DiT(width=8, depth=2, num_heads=2, num_classes=2)
+UNET = Model(channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=2)
+
+
+@pytest.mark.parametrize("model", [UNET, DIT], ids=["unet", "dit"])
 def test_a_network_trains(dots, model):
     trained(small(dots, model=model))
 
@@ -175,6 +174,36 @@ def test_a_hybrid_objective_trains_and_samples_with_its_variance(dots):
         state.params, jax.random.key(0), 2, {"label": np.zeros(2, np.int32)}
     )
     assert images.shape == (2, 4, 6, 1) and np.all(np.isfinite(images))
+
+
+STRAIGHT = Diffusion(schedule="flow", prediction="flow")
+FEW_STEPS = {"mean_flow": (MeanFlow(guidance=2.0), STRAIGHT)}
+
+
+@pytest.mark.parametrize("name", FEW_STEPS)
+def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name):
+    """One device, and four with split parameters and the batch in two parts: equal losses, equal parameters."""
+    (objective, diffusion), found = FEW_STEPS[name], []
+    for devices, fsdp, accumulate in ((1, 1, 1), (4, 2, 2)):
+        layout = {"train": Train(batch_size=8, steps=9, accumulate=accumulate), "parallel": Parallel(fsdp=fsdp)}
+        config = small(dots, model=dots(width=8, num_classes=2), objective=objective, diffusion=diffusion, **layout)
+        program = Program(config, Images(), jax.devices()[:devices])
+        state = jax.jit(program.init)(program.keys["init"])
+        first, losses = jax.device_get(state.params), []
+        rows = {key: np.concatenate([value, value]) for key, value in batch().items()} | {"row": np.arange(8)}
+        for _ in range(2):
+            state, metrics = program.step(state, program.place([rows]), program.keys["train"])
+            losses.append(float(metrics["loss"]))
+        found.append((losses, jax.device_get(state.params)))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0][1], found[1][1])
+    assert not any(np.array_equal(first[told]["kernel"], found[0][1][told]["kernel"]) for told in objective.extra_cond)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [UNET, DIT], ids=["unet", "dit"])
+def test_the_networks_are_differentiated_forward(dots, model):
+    trained(small(dots, model=model, objective=MeanFlow(), diffusion=STRAIGHT))
 
 
 @pytest.mark.parametrize("mode", [Parallel(), Parallel(mode="pmap")], ids=["mesh", "pmap"])
@@ -230,13 +259,18 @@ def params(dots):
 
 @pytest.mark.parametrize(("sampler", "rule", "threshold", "spacing", "schedule"), SAMPLINGS)
 def test_a_member_samples(dots, params, sampler, rule, threshold, spacing, schedule):
+    guidance, objective, diffusion = 0.5, Denoising(), Diffusion(schedule=schedule, prediction="v")
+    if sampler == "mean_flow":
+        guidance, objective, diffusion = 1.0, MeanFlow(), Diffusion(schedule="flow", prediction="flow")
     sampling = Sampling(
-        sampler=sampler, steps=2, guidance=0.5, guidance_rule=rule, threshold=threshold, spacing=spacing
+        sampler=sampler, steps=2, guidance=guidance, guidance_rule=rule, threshold=threshold, spacing=spacing
     )
-    config = small(dots, diffusion=Diffusion(schedule=schedule, prediction="v"), sampling=sampling)
+    config = small(dots, diffusion=diffusion, objective=objective, sampling=sampling)
     assert from_json(to_json(config)) == config
     recipe, mesh = make_recipe(config, Images.shape), make_mesh(devices=jax.devices()[:1])
     draw = make_draw(recipe, make_method(config, sampling), 2, mesh)
+    if recipe.extra_cond:
+        params = recipe.network.init(jax.random.key(0), *example(recipe))["params"]
     images = draw(params, jax.random.key(0), 2, {"label": np.arange(2, dtype=np.int32)}, weak=params)
     assert images.shape == (2, 4, 6, 1) and np.all(np.isfinite(images))
 

@@ -31,13 +31,14 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: 
     shape = codec.shape(image_shape)
     conditioner = make_conditioner(config, class_names)
     try:
-        model.check(shape, conditioner.spec)
+        model.check(shape, [*conditioner.spec, *config.objective.extra_cond])
     except ValueError as error:
         raise UserError(f"model.{error}") from None
     learned = config.objective.learned_variance
     network = model.module(shape[-1] * (2 if learned else 1))
     schedule = make_schedule(diffusion)
-    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned)
+    extra = config.objective.extra_cond
+    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned, extra_cond=extra)
 
 
 def open_data(config: Config, numbering: Numbering = "natural") -> Source:

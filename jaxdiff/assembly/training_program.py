@@ -74,8 +74,9 @@ class Program:
         def init(key: jax.Array) -> TrainState:
             if begun is not None:
                 params = jax.tree.map(jnp.asarray, begun)
-            else:
-                params = recipe.network.init(key, *example(recipe))["params"]
+            if begun is None or recipe.extra_cond:
+                fresh = recipe.network.init(key, *example(recipe))["params"]
+                params = fresh if begun is None else _with(fresh, params)
             return init_state(params, optimizer, len(train.posthoc_ema), objective.init())
 
         def average(ema_params: Any, params: Any, step: Any) -> Any:
@@ -147,7 +148,15 @@ class Program:
 def example(recipe: Any) -> tuple[Any, ...]:
     """(x, t, cond) of one example, zeros: what a network is initialised with."""
     cond = {name: jnp.zeros((1, *kind.shape), kind.dtype) for name, kind in recipe.conditioner.spec.items()}
+    cond |= {name: jnp.zeros(1) for name in recipe.extra_cond}
     return jnp.zeros((1, *recipe.shape)), jnp.zeros(1), cond
+
+
+def _with(fresh: Any, begun: Any) -> Any:
+    """New parameters, and in place of each that the other tree has, that one."""
+    if not isinstance(fresh, dict):
+        return begun
+    return {name: _with(new, begun[name]) if name in begun else new for name, new in fresh.items()}
 
 
 def _noted(config: Config, loaded: dict[str, Any]) -> Config:

@@ -322,6 +322,11 @@ def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
     random = [name for name in SAMPLERS.members if "eta" in SAMPLERS.options(name)]
     if sampling.eta is not None and sampling.sampler not in random:
         yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}, only to {', '.join(random)}"
+    if sampling.sampler == "mean_flow":
+        if "r" not in config.objective.extra_cond:
+            yield "sampling.sampler mean_flow needs a network of two times: train with --objective mean_flow"
+        elif sampling.guidance != 1:
+            yield f"sampling.guidance={sampling.guidance}: mean_flow's is trained in (objective.guidance); set it to 1"
     if sampling.variance != "small" and sampling.sampler != "ddpm":
         named = f"sampling.variance {sampling.variance!r}"
         yield f"{named} means nothing to {sampling.sampler}; use ddpm, or variance small"

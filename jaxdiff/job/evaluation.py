@@ -304,9 +304,9 @@ def _cells(config: Config, arguments: SimpleNamespace) -> list[Sampling]:
     except ValueError:
         raise UserError(f"--steps {arguments.steps!r} must be whole numbers, by commas") from None
     names = arguments.sampler.split(",") if arguments.sampler else [own.sampler]
-    unknown = [name for name in names if name not in samplers.METHODS]
+    unknown = [name for name in names if name not in samplers.SAMPLERS.members]
     if unknown:
-        raise UserError(f"--sampler {unknown[0]!r} is not one of {', '.join(samplers.METHODS)}")
+        raise UserError(f"--sampler {unknown[0]!r} is not one of {', '.join(samplers.SAMPLERS.members)}")
     cells = []
     for name in names:
         changes: dict[str, Any] = {"sampler": name}

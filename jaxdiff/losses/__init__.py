@@ -7,6 +7,7 @@ from jaxdiff.family import Family
 from jaxdiff.keys import example_keys
 from jaxdiff.losses.consistency import consistency_loss, narrowing
 from jaxdiff.losses.denoising import denoising_loss
+from jaxdiff.losses.mean_flow import mean_flow_loss
 from jaxdiff.losses.time_sampling import (
     LossAware,
     LossHistory,
@@ -83,6 +84,7 @@ __all__ = [
     "log_normal",
     "logit_normal",
     "loss_aware",
+    "mean_flow_loss",
     "min_snr",
     "narrowing",
     "output_weight",

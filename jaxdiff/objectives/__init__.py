@@ -5,8 +5,21 @@ from jaxdiff.objectives.base import Objective, ObjectiveOptions, Setting, timed
 from jaxdiff.objectives.consistency import Consistency
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
+from jaxdiff.objectives.mean_flow import MeanFlow
 
-OBJECTIVES = Family("objective", {"denoising": Denoising, "hybrid": Hybrid, "consistency": Consistency})
+OBJECTIVES = Family(
+    "objective", {"denoising": Denoising, "hybrid": Hybrid, "consistency": Consistency, "mean_flow": MeanFlow}
+)
 ObjectiveOptions.family = OBJECTIVES
 
-__all__ = ["OBJECTIVES", "Consistency", "Denoising", "Hybrid", "Objective", "ObjectiveOptions", "Setting", "timed"]
+__all__ = [
+    "OBJECTIVES",
+    "Consistency",
+    "Denoising",
+    "Hybrid",
+    "MeanFlow",
+    "Objective",
+    "ObjectiveOptions",
+    "Setting",
+    "timed",
+]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.conditioning import Cond, hidden
@@ -60,6 +61,8 @@ class ObjectiveOptions:
     family: ClassVar[Family]
     learned_variance: ClassVar[bool] = False
     """Whether the network puts out a variance beside the prediction."""
+    extra_cond: ClassVar[tuple[str, ...]] = ()
+    """What the network is told beside the conditioner's cond: "r", "guidance"; see jaxdiff.models.conditions."""
 
     def runs(self) -> dict[str, str]:
         """{name: workdir} of other runs whose averages it takes: training begins at "start", others are frozen."""
@@ -142,3 +145,18 @@ def time_sampling(setting: Setting) -> TimeSampling:
 def objective_of(setting: Setting, loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]) -> Objective:
     """`timed` with what the setting says."""
     return timed(loss, setting.times, setting.recipe.schedule, setting.batch_size)
+
+
+def straight(name: str, setting: Setting) -> None:
+    """Refuses a process other than x_t = (1 - t) x_0 + t noise, or a network that does not put out its velocity.
+
+    Raises:
+      ValueError: what would be right.
+    """
+    with jax.ensure_compile_time_eval():
+        alpha, sigma = setting.recipe.schedule(np.array([0.0, 0.25, 1.0], np.float32))
+        fits = setting.recipe.schedule.num_steps is None and np.allclose([1 - alpha, sigma], [0.0, 0.25, 1.0])
+    if not fits or setting.recipe.prediction != "flow":
+        raise ValueError(f"objective {name} is of straight paths: it needs diffusion.schedule flow and prediction flow")
+    if setting.weighting is not None:
+        raise ValueError(f"objective {name} has its own weights; leave diffusion.weighting at simple")

@@ -20,6 +20,7 @@ from jaxdiff.samplers.heun import heun
 from jaxdiff.samplers.inpaint import inpaint
 from jaxdiff.samplers.interpolate import slerp
 from jaxdiff.samplers.lcm import lcm
+from jaxdiff.samplers.mean_flow import mean_flow
 from jaxdiff.samplers.plms import plms
 from jaxdiff.samplers.unipc import unipc
 
@@ -41,11 +42,13 @@ METHODS: dict[str, Callable[..., Sampler]] = {
     "plms": plms,
     "lcm": lcm,
 }
-SAMPLERS = Family("sampler", METHODS)
+"""Methods for every denoiser."""
+SAMPLERS = Family("sampler", {**METHODS, "mean_flow": mean_flow})
+"""All: those, and what needs a network of two times."""
 
 
 def by_name(name: str, **options: Any) -> Sampler:
-    """The sampler of that name, one of METHODS, with the options of its factory.
+    """The sampler of that name, one of SAMPLERS, with the options of its factory.
 
     Raises:
       ValueError: unknown name or option (the choices are listed), or an option out of its range.
@@ -78,6 +81,7 @@ __all__ = [
     "heun",
     "inpaint",
     "lcm",
+    "mean_flow",
     "plms",
     "sample",
     "sample_keys",
