@@ -39,7 +39,7 @@ class Span(NamedTuple):
     r: ArrayLike
 
 
-Denoiser = Callable[[jax.Array, ArrayLike | Span], Prediction]
+Denoiser = Callable[[jax.Array, Any], Prediction]  # (x_t, t): t scalar or [batch], or a Span of such
 
 
 def as_denoiser(
