@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-PURPOSES = ("init", "train", "pictures", "sample", "bits")
+PURPOSES = ("init", "train", "pictures", "sample", "bits", "validation")
 """What keys are for: a purpose's place is its fold, so new ones come last."""
 
 

@@ -31,6 +31,20 @@ class Trap(NamedTuple):
 
 TRAPS = (
     Trap(
+        "An evaluation that a stop put off is never made: the resumed run's curve has a hole",
+        "tests/test_evaluations.py::test_training_is_as_without_it_and_resumes_exactly",
+        "jaxdiff/job/evaluations.py",
+        "due = isinstance(self.every, int) and step > 0 and step % self.every == 0",
+        "due = False",
+    ),
+    Trap(
+        "Validation loss with another noise for every batch size",
+        "tests/test_evaluations.py::test_validation_loss_of_a_new_network_is_the_variance_of_noise_and_of_no_batching",
+        "jaxdiff/job/validation.py",
+        "numbers = put((start + kept).astype(np.int32), self._rows)",
+        "numbers = put(kept.astype(np.int32), self._rows)",
+    ),
+    Trap(
         "RoPE of rows alone: columns are told apart by nothing",
         "tests/models/test_dit.py::test_rope_sees_the_offsets_of_rows_and_columns_alone",
         "jaxdiff/models/dit.py",

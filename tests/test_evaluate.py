@@ -23,6 +23,7 @@ from jaxdiff.evaluation import frechet_distance
 from jaxdiff.evaluation.extractors import fashion_mnist_classifier
 from jaxdiff.evaluation.likelihood import bound_bits, flow_bits
 from jaxdiff.evaluation.moments import Gaussian
+from jaxdiff.job import comparison as comparison_job
 from jaxdiff.job import evaluation as evaluation_job
 from jaxdiff.job import likelihood as likelihood_job
 from jaxdiff.keys import purpose_key
@@ -87,8 +88,8 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert (run / "evaluation" / "fid.png").stat().st_size > 0
 
     drawn = []
-    plain = evaluation_job.make_method
-    monkeypatch.setattr(evaluation_job, "make_method", lambda config, cell: drawn.append(cell) or plain(config, cell))
+    plain = comparison_job.make_method
+    monkeypatch.setattr(comparison_job, "make_method", lambda config, cell: drawn.append(cell) or plain(config, cell))
     assert command(run, "--steps", "2,3", "--sampler", "euler,ddim") == 0  # what is there is not drawn again
     assert [(cell.sampler, cell.steps) for cell in drawn] == [("euler", 2), ("euler", 3), ("ddim", 3)]
     assert [score for score in scores(run) if score in (floor, cell)] == [floor, cell]
@@ -117,7 +118,7 @@ def reference_labels(data, n=100):
 
 def test_samples_are_of_the_classes_of_the_data(run, monkeypatch):
     """Half of the training images are of one class, and so are the samples: those of images drawn at random."""
-    plain, labels = evaluation_job.make_draw, []
+    plain, labels = comparison_job.make_draw, []
 
     def recording(*arguments):
         draw = plain(*arguments)
@@ -125,7 +126,7 @@ def test_samples_are_of_the_classes_of_the_data(run, monkeypatch):
             labels.extend(batch["label"]) or draw(params, key, num, batch, first, **rest)
         )
 
-    monkeypatch.setattr(evaluation_job, "make_draw", recording)
+    monkeypatch.setattr(comparison_job, "make_draw", recording)
     assert command(run, "--steps", "4") == 0
     np.testing.assert_array_equal(labels, reference_labels(open_dataset("fashion_mnist", read_run(run).data.path)))
     assert 40 <= labels.count(9) <= 70

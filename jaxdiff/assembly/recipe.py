@@ -78,6 +78,18 @@ def make_objective(config: Config, recipe: Recipe) -> Objective:
     Raises:
       UserError: the objective cannot go with the rest of the config.
     """
+    try:
+        return config.objective.make(make_setting(config, recipe))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def make_setting(config: Config, recipe: Recipe) -> Setting:
+    """What the objective is made of.
+
+    Raises:
+      UserError: the time sampling or the weighting cannot go with the rest of the config.
+    """
     diffusion = config.diffusion
     try:
         weighting = WEIGHTINGS.build(
@@ -88,8 +100,7 @@ def make_objective(config: Config, recipe: Recipe) -> Objective:
             raise ValueError("time sampling loss_aware is of a discrete schedule's steps; choose linear, cosine, ...")
         drawn = TIME_SAMPLINGS.build(diffusion.time_sampling, options, num_steps=recipe.schedule.num_steps)
         dropout = config.model.dropout > 0
-        setting = Setting(recipe, weighting, drawn, diffusion.class_dropout, dropout, config.train.batch_size)
-        return config.objective.make(setting)
+        return Setting(recipe, weighting, drawn, diffusion.class_dropout, dropout, config.train.batch_size)
     except ValueError as error:
         raise UserError(str(error)) from None
 

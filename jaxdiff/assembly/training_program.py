@@ -104,14 +104,17 @@ class Program:
             }
 
     @functools.cached_property
-    def _placed(self) -> tuple[Any, ...]:
-        """The frozen trees on the devices, sharded as the state is; none where there are none."""
-        trees = jax.tree.map(lambda x, like: parallel.put(x, like.sharding), self.frozen, self.abstract_frozen)
-        return (trees,) if trees else ()
+    def placed(self) -> Any:
+        """The frozen trees on the devices, sharded as the state is."""
+        return jax.tree.map(lambda x, like: parallel.put(x, like.sharding), self.frozen, self.abstract_frozen)
+
+    @property
+    def _given(self) -> tuple[Any, ...]:
+        return (self.placed,) if self.frozen else ()
 
     def step(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Any]:
         """The compiled step, or call of several."""
-        return self._step(state, batch, key, *self._placed)
+        return self._step(state, batch, key, *self._given)
 
     def compiled(self) -> Callable[..., tuple[TrainState, Any]]:
         """`step`, compiled now rather than when it is first called; it takes the same arguments.
@@ -122,7 +125,7 @@ class Program:
             return self.step
         program = self.lower().compile()
         step = functools.partial(self._step, pmapped=program) if self._mode == "pmap" else program
-        return lambda state, batch, key: step(state, batch, key, *self._placed)
+        return lambda state, batch, key: step(state, batch, key, *self._given)
 
     def lower(self) -> Any:
         """The step as it is before a compiler for its devices has seen it (`jax.stages.Lowered`)."""

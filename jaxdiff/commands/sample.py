@@ -77,6 +77,8 @@ class SampleArguments(Processes):
     """What to compute in, with --prompt; default float32 (norms, softmax and the last layer always are)."""
     ema: float | None = None
     """Relative width of the average to draw with, e.g. 0.10, of a run with train.posthoc_ema; default: its own EMA."""
+    best: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Draw with the best checkpoint, of a run with train.best, rather than the newest."""
 
 
 def run(argv: list[str]) -> tuple[int, str]:

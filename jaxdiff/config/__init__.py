@@ -11,6 +11,7 @@ from jaxdiff.conditioning import CONDITIONERS, Conditioner
 from jaxdiff.config.arguments import options_field
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.errors import UserError
+from jaxdiff.evaluation.measure import METRICS
 from jaxdiff.family import Family
 from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
@@ -125,6 +126,20 @@ class Train:
     """Where those lines go: jsonl, tensorboard, csv, wandb, mlflow."""
     sample_every: Annotated[int | str, Between(0, 10**9)] = 5000
     """Steps between picture grids, or a duration; 0 for none."""
+    evaluate_every: Annotated[int | str, Between(0, 10**9)] = 0
+    """Steps between evaluations, or a duration; 0 for none."""
+    evaluate_metrics: tuple[str, ...] = ("validation_loss",)
+    """What is measured then: validation_loss, and metrics of samples as of jaxdiff evaluate: fid, kid, ..."""
+    evaluate_num: Annotated[int, Between(1, 10**7)] = 1000
+    """Samples drawn for the metrics, and held-out images for the loss (at most)."""
+    evaluate_features: str = ""
+    """What fid and its like are measured in, as --features of jaxdiff evaluate."""
+    evaluate_path: str = ""
+    """Where the held-out images lie; default: the test split of the data."""
+    best: str = ""
+    """One of evaluate_metrics: the checkpoint where it was best is kept, in the workdir's folder best."""
+    patience: Annotated[int, Between(0, 10**9)] = 0
+    """Evaluations without a better one after which the run ends early; 0 for never."""
     ema_decay: Annotated[float, Between(0, 0.9999999)] = 0.9999
     """Decay of the parameters' moving average, which is what samples are drawn from."""
     posthoc_ema: tuple[float, ...] = ()
@@ -296,7 +311,14 @@ def _problems(config: Config) -> Iterator[str]:
             yield f"sampling.guidance={sampling.guidance} needs a condition: set model.num_classes, or guidance to 1"
         elif not diffusion.class_dropout:
             yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"
-    for name in ("checkpoint_every", "sample_every"):
+    legal = ["validation_loss", *METRICS.members]
+    if unknown := [name for name in train.evaluate_metrics if name not in legal]:
+        yield f"train.evaluate_metrics: {unknown[0]!r} is not one of {', '.join(legal)}"
+    if train.best and (train.best not in train.evaluate_metrics or train.evaluate_every in (0, "0")):
+        yield f"train.best={train.best} must be one of train.evaluate_metrics, measured by train.evaluate_every"
+    if train.patience and not train.best:
+        yield f"train.patience={train.patience} is of the metric that train.best names; name one"
+    for name in ("checkpoint_every", "sample_every", "evaluate_every"):
         try:
             parse_every(getattr(train, name))
         except ValueError as error:

@@ -34,6 +34,9 @@ MAY_CHANGE = (
     "train.log_every",
     "train.loggers",
     "train.sample_every",
+    "train.evaluate_",
+    "train.best",
+    "train.patience",
     "sampling.",
     "parallel.",
 )

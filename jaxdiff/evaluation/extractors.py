@@ -66,6 +66,20 @@ def fashion_mnist_classifier(path: Path = CLASSIFIER) -> Extractor:
     return Extractor(path.stem, digest(tensors), "none", (28, 28, 1), params, apply)
 
 
+def pixels() -> Extractor:
+    """The pixels themselves in [-1, 1], of tiny images; the Inception score is then 1 of any images.
+
+    >>> pixels().apply(None, jnp.zeros((2, 8, 8, 1), jnp.uint8))[0].shape
+    (2, 64)
+    """
+
+    def apply(params: Any, images: Array) -> tuple[Array, Array]:
+        del params
+        return from_uint8(images).reshape(len(images), -1), jnp.zeros((len(images), 2))
+
+    return Extractor("pixels", "1", "none", None, {}, apply)
+
+
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a .safetensors file, or of a state dict of torch.
 

@@ -15,7 +15,7 @@ BLOCK = 1000
 
 
 def fid(real: Collected, found: Collected) -> float:
-    """Frechet distance of the features; less is better, as of kid and sw. The others: more is better."""
+    """Frechet distance of the features."""
     return frechet_distance(real.gaussian, found.gaussian)
 
 
@@ -76,6 +76,9 @@ METRICS = Family(
     },
 )
 """Members take the reference and what was found, and give a number, or {name: number, name_error: its error}."""
+
+MORE_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "is"})
+"""Names of metrics; of the others less is better, among them the validation loss."""
 
 
 def measure(real: Collected, found: Collected, metrics: Sequence[str]) -> dict[str, float]:

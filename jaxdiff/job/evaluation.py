@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,18 +15,17 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxdiff import pictures, samplers
-from jaxdiff.assembly.recipe import make_method, make_recipe
+from jaxdiff.assembly.recipe import make_recipe
 from jaxdiff.config import Config, Sampling, make_schedule, validate
 from jaxdiff.config.files import read_run
 from jaxdiff.data.sources import Source, open_dataset
-from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.chart import chart
-from jaxdiff.evaluation.collect import Collected, Collector
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
-from jaxdiff.evaluation.measure import BLOCK, METRICS, measure
+from jaxdiff.evaluation.measure import METRICS, measure
 from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference, Score, bits_line, table
+from jaxdiff.job.comparison import Comparison, check_num, parts
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
 from jaxdiff.job.weak_model import weak_params
@@ -36,9 +34,6 @@ from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.storage import check_writable
 from jaxdiff.training.checkpoints import restore_with_meta
-
-LEAST = 100
-"""Samples of which distances are measured at all."""
 
 
 class Evaluation:
@@ -74,14 +69,7 @@ class Evaluation:
 
     def _check_metrics(self) -> None:
         self._train = self._open("train", self._arguments.data_path)
-        num, kid = self._arguments.num, "kid" in self._metrics
-        least = 2 * BLOCK if kid else LEAST
-        if not least <= num <= len(self._train):
-            few = f"KID takes two blocks of {BLOCK}" if kid else "fewer say nothing"
-            raise UserError(
-                f"--num {num} must lie in {least}..{len(self._train)}: {few}, "
-                "and there are no more training images to compare with"
-            )
+        check_num(self._arguments.num, self._train, self._metrics, "--num")
         self._extractor = choose(self._arguments.features, self._train.shape)
         classes = self._config.model.num_classes
         if classes and classes != self._train.num_classes:
@@ -148,18 +136,21 @@ class Evaluation:
 
     def _compare(self, params: Any, about: tuple[str, int, float]) -> str:
         """The table of samples against the reference."""
-        reference = self._reference()
-        collector = Collector(self._extractor, self._train.shape, self._batch_size, self._mesh)
-        real: Collected | None = None
+        reference, seed = self._reference(), self._arguments.seed
+        how = self._extractor, self._arguments.num, self._batch_size, self._mesh, self._track
+        comparison, copies = Comparison(self._config, self._train, *how), NamedSharding(self._mesh, PartitionSpec())
 
         def measured(score: Score, cell: Sampling | None) -> Score:
-            nonlocal real
             known = self._file.find(score) or score
             missing = [name for name in self._metrics if name not in known.values]
             if missing:
-                real = real or self._collect(collector, self._train, len(self._train), "reference")
-                found, speed = self._draw(collector, cell, params) if cell else (self._floor_images(collector), 0.0)
-                values = {**known.values, **measure(real, found, missing)}
+                if cell:
+                    weak = weak_params(self._config, cell, self._arguments.workdir, self._state, copies)
+                    found, speed = comparison.sampled(cell)(params, seed, weak)
+                else:
+                    assert self._test is not None
+                    found, speed = comparison.collect(self._test), 0.0
+                values = {**known.values, **measure(comparison.real, found, missing)}
                 known = dataclasses.replace(score, images_per_s=speed, values=values)
                 self._file.put(known)
             return known
@@ -195,54 +186,6 @@ class Evaluation:
         how = (name, sampling.steps, nfe, sampling.guidance, grid)
         return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
-    def _floor_images(self, collector: Collector) -> Collected:
-        assert self._test is not None
-        return self._collect(collector, self._test, self._arguments.num, "floor")
-
-    def _collect(self, collector: Collector, source: Source, n: int, what: str) -> Collected:
-        """n images of a source in random order, the same every time; `_labels` are those of the reference, in order."""
-        labels: list[np.ndarray] = []
-
-        def batches() -> Iterator[np.ndarray]:
-            for part in self._track(self._parts(source, n), what):
-                records = source.gather(part)
-                labels.append(records["label"])
-                yield records["image"]
-
-        found = collector.collect(batches(), self._arguments.num)
-        if source is self._train:
-            self._labels = np.concatenate(labels)
-        return found
-
-    def _draw(self, collector: Collector, sampling: Sampling, params: Any) -> tuple[Collected, float]:
-        """Samples of one cell, and how many a second (the first batch, which compiles, aside).
-
-        Sample i is of the class of the reference's i-th image, and so drawn as often as in the data.
-        """
-        config, num, size, shape = self._config, self._arguments.num, self._batch_size, self._train.shape
-        recipe, seconds = make_recipe(config, shape), []
-        draw = make_draw(recipe, make_method(config, sampling), size, self._mesh)
-        everything = recipe.conditioner.parse([], num)
-        if "label" in everything and config.model.num_classes == self._train.num_classes:
-            everything["label"] = self._labels[:num]
-
-        copies = NamedSharding(self._mesh, PartitionSpec())
-        weak = weak_params(config, sampling, self._arguments.workdir, self._state, copies)
-        key = purpose_key(self._arguments.seed, "sample")  # the samples are those of `jaxdiff sample`
-
-        def batches() -> Iterator[np.ndarray]:
-            for start in self._track(range(0, num, size), f"{sampling.sampler} {sampling.steps} steps"):
-                n = min(size, num - start)
-                batch = {name: values[start : start + n] for name, values in everything.items()}
-                began = time.perf_counter()
-                images = pictures.to_uint8(draw(params, key, n, batch, start, weak=weak))
-                seconds.append(time.perf_counter() - began)
-                yield images
-
-        found = collector.collect(batches(), num)
-        warm = seconds[1:] or seconds
-        return found, size * len(warm) / sum(warm)
-
     def _likelihood(self, params: Any, about: tuple[str, int, float], kind: str, source: Source) -> Bits:
         """The bits per dimension of the first of the test images, in random order."""
         n, data, config = self._arguments.bits_num, self._data, self._config
@@ -254,18 +197,13 @@ class Evaluation:
             return known
         measure_bits = build_bits(make_recipe(config, source.shape), kind, self._batch_size, self._mesh)
         key, found = purpose_key(self._arguments.seed, "bits"), []
-        for part in self._track(self._parts(source, n), kind):
+        for part in self._track(parts(source, n, self._batch_size), kind):
             found.append(measure_bits(params, key, sum(map(len, found)), source.gather(part)))
         values = np.concatenate(found).astype(np.float64)
         error = float(values.std(ddof=1) / np.sqrt(n))
         bits = dataclasses.replace(bits, value=float(values.mean()), error=error)
         self._file.put(bits)
         return bits
-
-    def _parts(self, source: Source, n: int) -> list[np.ndarray]:
-        """The numbers of n records in random order, a batch each."""
-        order = np.random.Generator(np.random.Philox(0)).permutation(len(source))[:n]
-        return [order[i : i + self._batch_size] for i in range(0, n, self._batch_size)]
 
     def _say(self, line: str) -> None:
         if jax.process_index() == 0:

@@ -75,6 +75,7 @@ class Request:
     height: int | None = None
     width: int | None = None
     ema: float | None = None
+    best: bool = False
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
@@ -178,7 +179,8 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
     conditioner = make_conditioner(config, names)
     batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
     method = make_method(config, sampling, trajectory=request.trajectory)
-    state, meta = restore_with_meta(request.workdir, sharding=sharding)
+    folder = "best" if request.best else "checkpoints"
+    state, meta = restore_with_meta(request.workdir, sharding=sharding, folder=folder)
     params = state.ema_params
     if request.ema is not None:
         params = reconstruct(request.workdir, state, config.train.posthoc_ema, request.ema, sharding)

@@ -22,6 +22,7 @@ from jaxdiff.data.batches import Batch, Batches
 from jaxdiff.data.sources import Source
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import RunError, UserError, command, program
+from jaxdiff.job.evaluations import Evaluations
 from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import check_workdir, class_numbering, owned
 from jaxdiff.parallel import processes
@@ -30,7 +31,7 @@ from jaxdiff.storage import Place, in_bucket, place
 from jaxdiff.training.checkpoint_files import directory_of
 from jaxdiff.training.checkpoints import Checkpoints, report
 from jaxdiff.training.clock import Clock, Ledger
-from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence
+from jaxdiff.training.hooks import ByTime, Mean, log_hooks, make_cadence, parse_every
 from jaxdiff.training.loggers import check_loggers
 from jaxdiff.training.logs import Log, Progress, clock_time
 from jaxdiff.training.loop import Hook, calls, run
@@ -96,9 +97,11 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
         )
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(_leave) as stop:
-        source = open_data(config, class_numbering(place(config.workdir), config.data.name))
+        numbering = class_numbering(place(config.workdir), config.data.name)
+        source = open_data(config, numbering)
         program = Program(config, source)
         config = program.config
+        evaluations = Evaluations(program, numbering) if parse_every(config.train.evaluate_every) else None
         processes.agree({"the data's fingerprint": source.fingerprint})
         with _one_line_errors(config), owned(config.workdir) as workdir:
             if jax.process_index() == 0:
@@ -107,17 +110,23 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
             with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
                 resources = _open(config, program, workdir, began, profile, stack, last)
                 first, clock = resources.first, resources.clock
-                hooks = _hooks(config, program, workdir, resources, every)
+                hooks = _hooks(config, program, workdir, resources, every, evaluations, stack)
                 batches = _batches(config, program, workdir, resources, hooks, stack)
-                state, step = _compile(program, resources, first < config.train.steps)
+                finished = lambda: evaluations is not None and evaluations.finished  # noqa: E731
+                left = first < config.train.steps and not finished()
+                state, step = _compile(program, resources, left)
+                if left and evaluations and evaluations.owed(first):
+                    with clock("evaluation"):
+                        evaluations(first, {"skipped": resources.meta.get("skipped", 0)}, state)
+                    left = not finished()
                 _, done = run(
                     state,
                     step,
                     batches,
                     program.keys["train"],
                     hooks,
-                    lambda step: resources.checkpoints.check() or stop.after(),
-                    steps=config.train.steps,
+                    lambda step: resources.checkpoints.check() or finished() or stop.after(),
+                    steps=config.train.steps if left else first,
                     batch_size=config.train.batch_size,
                     clock=clock,
                     skipped=resources.meta.get("skipped", 0),
@@ -127,6 +136,8 @@ def train(config: Config, began: float, profile: int = 0) -> tuple[int, str]:
                     stack.close()
                 if resources.ledger:
                     resources.ledger.close(done, clock.totals())
+    if evaluations and finished() and done < config.train.steps:
+        return 0, evaluations.closing(done, workdir)
     if done < config.train.steps:
         return 75, _stopped(stop, done, config.train.steps, workdir)
     return 0, _closing(workdir, config.train.steps, done - first, clock.totals())
@@ -186,7 +197,13 @@ def _open(
 
 
 def _hooks(
-    config: Config, program: Program, workdir: Place, resources: _Resources, checkpoint_every: int | ByTime
+    config: Config,
+    program: Program,
+    workdir: Place,
+    resources: _Resources,
+    checkpoint_every: int | ByTime,
+    evaluations: Evaluations | None,
+    stack: contextlib.ExitStack,
 ) -> list[Hook]:
     """What happens beside training, in this order where it is at the same step."""
     train, source = config.train, program.source
@@ -199,13 +216,17 @@ def _hooks(
             counts = {"substituted": substitutes.until(step)} if substitutes else {}
             log.write(step, {**values, **counts, **utilisation(values["images_per_s"])})
 
-    def save(step: int, metrics: dict[str, Any], state: TrainState) -> None:
-        if log:
-            log.upload()
+    def describe(metrics: dict[str, Any]) -> dict[str, Any]:
         about = {"shape": list(source.shape), "num_classes": source.num_classes, "fingerprint": source.fingerprint}
         about["class_names"] = list(source.about.class_names)
         about |= {"skipped": metrics["skipped"], "losses": mean_loss.state, "substituted": sorted(source.substituted)}
-        resources.checkpoints.save(state, {**about, "seconds": clock.totals()})
+        about["evaluations"] = list(map(list, evaluations.history)) if evaluations else meta.get("evaluations", [])
+        return {**about, "seconds": clock.totals()}
+
+    def save(step: int, metrics: dict[str, Any], state: TrainState) -> None:
+        if log:
+            log.upload()
+        resources.checkpoints.save(state, describe(metrics))
 
     hooks = log_hooks(train.log_every, write, mean_loss, learning_rate, clock)
     if progress:
@@ -214,6 +235,9 @@ def _hooks(
         )
     if profile:
         hooks.append(Hook(1, profile, "call", span="productive"))
+    if evaluations:  # before the checkpoint, which keeps what was found
+        evaluations.begin(workdir, meta.get("evaluations", []), log, describe, stack)
+        hooks.append(Hook(evaluations.every, evaluations, on_stop=False, span="evaluation"))
     if snapshots:  # before the checkpoint, or a crash in between would lose them
         take = lambda step, metrics, state: snapshots.take(state)  # noqa: E731
         hooks.append(Hook(checkpoint_every, take, at_end=False, span="checkpoint"))

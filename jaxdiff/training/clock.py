@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxdiff.storage import Place, in_bucket, write_whole
 
-SPANS = ("startup", "compile", "data_wait", "productive", "logging", "checkpoint", "sampling", "lost")
+SPANS = ("startup", "compile", "data_wait", "productive", "logging", "checkpoint", "sampling", "evaluation", "lost")
 BEAT_S = 0.1  # between signs of life: how exactly the end of a killed process is known
 BUCKET_BEAT_S = 10.0  # the same in a bucket, where each is an object written anew
 

@@ -1,0 +1,140 @@
+"""Samples of a network against a data set: its images collected once, and one program for samples of any weights."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxdiff import pictures
+from jaxdiff.assembly.recipe import make_method, make_recipe
+from jaxdiff.config import Config, Sampling
+from jaxdiff.data.sources import Source
+from jaxdiff.diffusion import make_draw
+from jaxdiff.errors import UserError
+from jaxdiff.evaluation.collect import Collected, Collector
+from jaxdiff.evaluation.extractors import Extractor
+from jaxdiff.evaluation.measure import BLOCK
+from jaxdiff.keys import purpose_key
+
+LEAST = 100
+"""Samples of which distances are measured at all."""
+
+
+def check_num(num: int, source: Source, metrics: Sequence[str], option: str) -> None:
+    """Refuses numbers of samples that the metrics, names in METRICS, say nothing of.
+
+    Raises:
+      UserError: what `option` must lie in.
+    """
+    kid = "kid" in metrics
+    least = 2 * BLOCK if kid else LEAST
+    if not least <= num <= len(source):
+        few = f"KID takes two blocks of {BLOCK}" if kid else "fewer say nothing"
+        raise UserError(
+            f"{option} {num} must lie in {least}..{len(source)}: {few}, "
+            "and there are no more training images to compare with"
+        )
+
+
+def parts(source: Source, n: int, batch_size: int) -> list[np.ndarray]:
+    """The numbers of n records in random order, the same every time, a batch each."""
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(source))[:n]
+    return [order[i : i + batch_size] for i in range(0, n, batch_size)]
+
+
+def quietly(parts: Sequence[Any], what: str) -> Sequence[Any]:
+    """Shows no progress."""
+    del what
+    return parts
+
+
+class Comparison:
+    """What samples are compared with, and how; every process makes and uses the same one.
+
+    Args:
+      config: of the run.
+      source: the images to compare with, all of them in moments, `num` of them in what needs features.
+      extractor: of the features.
+      num: samples of a set.
+      batch_size: at a time, rounded up to a multiple of the devices.
+      mesh: the devices.
+      track: (parts, what) -> parts, showing the progress.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        extractor: Extractor,
+        num: int,
+        batch_size: int,
+        mesh: Mesh,
+        track: Callable[[Sequence[Any], str], Any] = quietly,
+    ):
+        self.source, self._config, self._num, self._mesh, self._track = source, config, num, mesh, track
+        self._collector = Collector(extractor, source.shape, batch_size, mesh)
+        self._size = self._collector.batch_size
+
+    def collect(self, source: Source) -> Collected:
+        """`num` images of another source, in the place of samples."""
+        return self._collect(source, self._num, "floor", [])
+
+    @functools.cached_property
+    def _known(self) -> tuple[Collected, np.ndarray]:
+        labels: list[np.ndarray] = []
+        real = self._collect(self.source, len(self.source), "reference", labels)
+        return real, np.concatenate(labels)[: self._num]
+
+    @property
+    def real(self) -> Collected:
+        """What is kept of the source; collected when first asked for."""
+        return self._known[0]
+
+    def _collect(self, source: Source, n: int, what: str, labels: list[np.ndarray]) -> Collected:
+        def batches() -> Iterator[np.ndarray]:
+            for part in self._track(parts(source, n, self._size), what):
+                records = source.gather(part)
+                labels.append(records["label"])
+                yield records["image"]
+
+        return self._collector.collect(batches(), self._num)
+
+    def sampled(self, sampling: Sampling) -> Callable[..., tuple[Collected, float]]:
+        """(params, seed, weak=None) -> what is kept of samples drawn so, and how many came a second.
+
+        Sample i is that of `jaxdiff sample --seed SEED`, of the class of the source's i-th image, and so drawn as often
+        as in the data. The first batch, which compiles, does not count in the rate.
+
+        Raises:
+          UserError: the condition of samples cannot be made up.
+        """
+        config, num, size = self._config, self._num, self._size
+        recipe = make_recipe(config, self.source.shape)
+        draw = make_draw(recipe, make_method(config, sampling), size, self._mesh)
+        try:
+            everything = recipe.conditioner.parse([], num)
+        except ValueError as error:
+            raise UserError(f"metrics of samples: {error}") from None
+
+        def collect(params: Any, seed: int, weak: Any = None) -> tuple[Collected, float]:
+            if "label" in everything and config.model.num_classes == self.source.num_classes:
+                everything["label"] = self._known[1]
+            key, seconds = purpose_key(seed, "sample"), []
+
+            def batches() -> Iterator[np.ndarray]:
+                for start in self._track(range(0, num, size), f"{sampling.sampler} {sampling.steps} steps"):
+                    n = min(size, num - start)
+                    batch = {name: values[start : start + n] for name, values in everything.items()}
+                    began = time.perf_counter()
+                    images = pictures.to_uint8(draw(params, key, n, batch, start, weak=weak))
+                    seconds.append(time.perf_counter() - began)
+                    yield images
+
+            found = self._collector.collect(batches(), num)
+            warm = seconds[1:] or seconds
+            return found, size * len(warm) / sum(warm)
+
+        return collect
