@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "draw samples from a run, or images of a text from a Stable Diffusion folder",
     "evaluate": "measure how good a run's samples are",
     "convert": "make a run of another project's weights, or the other way round",
+    "prepare": "make a data set with captions of what package managers bring",
     "plan": "what a step of a config needs, on this machine or on TPU slices that need not be there",
 }
 """Each is the module of that name here, whose `run(argv)` gives the exit code and the closing line."""

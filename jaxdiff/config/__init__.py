@@ -31,7 +31,7 @@ class Data:
     """Which images to learn from."""
 
     name: str = "digits"
-    """digits, fashion_mnist, folder, or the name of a prepared TFDS data set."""
+    """digits, fashion_mnist, folder, webdataset (tar shards), or the name of a prepared TFDS data set."""
     path: str = ""
     """The folder it lies in; not needed for digits."""
     split: str = "train"

@@ -1,4 +1,8 @@
-"""Where images come from: a folder, idx files, a prepared TFDS data set; each a random-access list of records."""
+"""Where images come from: a folder, idx files, a prepared TFDS data set; each a random-access list of records.
+
+Shards of tar files are in `jaxdiff.data.webdataset`, and the files that captions are read from in
+`jaxdiff.data.captions`.
+"""
 
 import contextlib
 import difflib
@@ -17,6 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from jaxdiff.data.captions import CAPTION_FIELDS, METADATA, Captions, captions_of, folder_captions
 from jaxdiff.data.decoding import (
     WHITE,
     Colour,
@@ -110,24 +115,38 @@ class Records(Protocol):
 class FolderRecords:
     """The images of a folder, in the order of their paths; its sub-folders, if it has any, are the classes.
 
+    Captions are in metadata.jsonl or metadata.csv, in the folder or any below, with the fields `file_name`, relative to
+    it, and `text`, a text or in JSON a list of them; or else in a .txt beside each image, a caption a line.
+
     What is no picture by its name (hidden, .txt, .mp4, Thumbs.db, in __MACOSX) is passed over and counted. Any other
     file counts as a record, so that one which cannot be read is noticed.
 
     Args:
         path: The folder.
-        split: It has one, `train`.
+        split: `train`; of a folder S with a metadata file in it, S.
         allow_empty: Let a class have no images, and its number; else it is refused.
         numbering: Of the classes; with names, other ones are refused.
+        captioned: Read the captions. What a metadata file names then counts as an image, there or not.
     """
 
     shape: Shape = (None, None, None)
 
-    def __init__(self, path: str, split: str, allow_empty: bool = False, numbering: Numbering = "natural"):
-        if split != "train":
-            raise UserError(
-                f"data.split: {split}: a folder of images has one split, train; set data.path to the other images"
-            )
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        allow_empty: bool = False,
+        numbering: Numbering = "natural",
+        captioned: bool = False,
+    ):
         folder = Path(expanded(path))
+        if any((folder / split / name).is_file() for name in METADATA):
+            folder /= split
+        elif split != "train":
+            raise UserError(
+                f"data.split: {split}: a folder of images has one split, train, unless its folders train, {split}, ... "
+                "hold a metadata.jsonl or .csv each; set data.path to the other images"
+            )
         if not path or not folder.is_dir():
             raise UserError(f"data.path: {path or '(empty)'} is not a folder; give the folder that holds the images")
         paths, self._ignored, folders = _pictures_of(folder)
@@ -149,17 +168,25 @@ class FolderRecords:
             )
         self.class_names = _numbered(folder, classes.union(empty), numbering, allow_empty) if classes else ()
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        labelled = sorted((numbers[found.parts[0]] if classes else 0, found) for found in paths)
+        self._errors: dict[str, str] = {}
+        texts: dict[str, Captions] = {}
+        if captioned:
+            texts, self._errors, read = folder_captions(folder, paths, self._ignored)
+            self._ignored = [found for found in self._ignored if found not in read]
+            paths += map(Path, {*texts, *self._errors}.difference(found.as_posix() for found in paths))
+        labelled = sorted((numbers.get(found.parts[0], 0), found) for found in paths)
         self._folder = folder
         self._paths = [found.as_posix() for _, found in labelled]
         self._labels = [label for label, _ in labelled]
+        self.captions = [texts.get(found, ()) for found in self._paths]
         self.num_classes = len(self.class_names)
         self._animated: set[str] = set()
 
     @property
     def identity(self) -> str:
         """Path and size of every file."""
-        return "\n".join(f"{found} {(self._folder / found).stat().st_size}" for found in self._paths)
+        files = ((found, self._folder / found) for found in self._paths)
+        return "\n".join(f"{found} {path.stat().st_size if path.exists() else None}" for found, path in files)
 
     @property
     def notes(self) -> list[str]:
@@ -175,6 +202,7 @@ class FolderRecords:
         kept = [index for index in range(len(self)) if index not in corrupt]
         self._paths = [self._paths[index] for index in kept]
         self._labels = [self._labels[index] for index in kept]
+        self.captions = [self.captions[index] for index in kept]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -200,6 +228,8 @@ class FolderRecords:
 
     def _open(self, index: int) -> io.BufferedReader:
         name = self.name(index)
+        if self._paths[index] in self._errors:
+            raise CorruptImageError(f"{name}: {self._errors[self._paths[index]]}")
         if Path(name).suffix.lower() in _RAW:  # they look like TIFF, and hold a thumbnail as such
             raise CorruptImageError(f"{name}: a camera's raw file; convert it to PNG, JPEG or TIFF")
         try:
@@ -360,14 +390,14 @@ def _read_idx(folder: Path, stem: str, dimensions: int) -> UInt8[np.ndarray, "..
 
 
 class TfdsRecords:
-    """One split of a prepared TFDS data set: its features `image` and, if it has one, `label`.
+    """One split of a prepared TFDS data set: its features `image` and, if it has them, `label` and `text` or `caption`.
 
     TFDS hands over the encoded bytes, and the images are decoded here, bounded like any other.
     """
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, builder: Any, split: str):
+    def __init__(self, builder: Any, split: str, captioned: bool = False):
         import tensorflow_datasets as tfds
 
         features: dict[str, Any] = dict(builder.info.features)
@@ -394,10 +424,15 @@ class TfdsRecords:
         self._title = f"{builder.info.full_name} {split}"
         self.identity = f"{self._title} of {len(self._source)}, {builder.info.dataset_size} bytes"
         self._kept: Sequence[int] = range(len(self._source))
+        self.captions: list[Captions] = []
+        field = next((name for name in CAPTION_FIELDS if name in features), None)
+        if captioned and field:
+            self.captions = [_texts(example[field]) for example in self._source]
 
     def leave_out(self, corrupt: Collection[int]) -> None:
         """Drops records for good."""
         self._kept = [number for index, number in enumerate(self._kept) if index not in corrupt]
+        self.captions = [texts for index, texts in enumerate(self.captions) if index not in corrupt]
         self.identity += f" without {sorted(corrupt)}"
 
     def __len__(self) -> int:
@@ -419,6 +454,17 @@ class TfdsRecords:
         image = open_image(io.BytesIO(example["image"]), self.name(index))
         label = int(example["label"]) if self._has_label else 0
         return decode_image(image, self.name(index), channels, resize, background), label
+
+
+def _texts(value: Any) -> Captions:
+    """The captions of a feature: a text, a sequence of them, or of dicts with one; () where they are none."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in CAPTION_FIELDS if name in value), None)
+    texts = [value] if isinstance(value, bytes | str) else list(value if value is not None else ())
+    try:
+        return captions_of([text.decode() if isinstance(text, bytes) else text for text in texts])
+    except ValueError:
+        return ()
 
 
 def open_digits(path: str, split: str) -> TfdsRecords:
@@ -450,7 +496,7 @@ def open_digits(path: str, split: str) -> TfdsRecords:
     return TfdsRecords(builder, split)
 
 
-def open_tfds(name: str, path: str, split: str, others: Collection[str] = ()) -> TfdsRecords:
+def open_tfds(name: str, path: str, split: str, others: Collection[str] = (), captioned: bool = False) -> TfdsRecords:
     """A data set that TFDS has prepared under `path`, or under its own default folder; `others` are names known."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -472,7 +518,7 @@ def open_tfds(name: str, path: str, split: str, others: Collection[str] = ()) ->
             f"data.name: unknown data set {name}; {hint}known are {', '.join(choices)}, and what TFDS has "
             f"prepared under {data_dir}"
         ) from error
-    return TfdsRecords(builder, split)
+    return TfdsRecords(builder, split, captioned)
 
 
 def _data_dir(path: str) -> str:

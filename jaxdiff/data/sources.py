@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from jaxdiff.data.captions import Captions
 from jaxdiff.data.decoding import Colour, CorruptImageError, Size, colour
 from jaxdiff.data.records import (
     FolderRecords,
@@ -20,6 +21,7 @@ from jaxdiff.data.records import (
     open_digits,
     open_tfds,
 )
+from jaxdiff.data.webdataset import WebdatasetRecords
 from jaxdiff.errors import UserError
 from jaxdiff.family import Family
 
@@ -32,8 +34,6 @@ _LISTED = 20  # bad records that an error names
 _SAMPLED = 64  # records whose pixels the fingerprint of a data set too large for memory covers
 
 OnError = Literal["stop", "substitute", "skip"]
-Captions = tuple[str, ...]
-"""The texts of one record."""
 
 
 class About(NamedTuple):
@@ -52,7 +52,10 @@ class About(NamedTuple):
 
 _NOTHING = About()
 
-DATASETS = Family("data set", {"digits": open_digits, "fashion_mnist": IdxRecords, "folder": FolderRecords})
+DATASETS = Family(
+    "data set",
+    {"digits": open_digits, "fashion_mnist": IdxRecords, "folder": FolderRecords, "webdataset": WebdatasetRecords},
+)
 """By name; any other name is one of TFDS."""
 
 
@@ -71,8 +74,8 @@ def open_dataset(
 
     Args:
         name: `digits` (scikit-learn's, prepared as a TFDS data set on first use), `fashion_mnist` (its four
-            idx files), `folder` (images; sub-folders are classes), or the name of a data set that TFDS has
-            prepared.
+            idx files), `folder` (images; sub-folders are classes), `webdataset` (tar shards), or the name of a
+            data set that TFDS has prepared.
         path: Folder of the images or idx files, or TFDS's data_dir; empty for the default one (`folder` has
             none).
         split: `train` or `test`; what TFDS understands where TFDS reads.
@@ -85,7 +88,7 @@ def open_dataset(
         background: The colour that transparent images are laid on, by name or as #rrggbb.
         allow_empty: Let a class folder hold no images.
         numbering: Of the class folders, see `Numbering`; names are also compared with TFDS's.
-        captioned: Take an image without a caption for a corrupt one; else it is kept, with no caption.
+        captioned: Read the captions too, and take an image without one for a corrupt one.
 
     Returns:
         The source: in memory up to MEMORY_LIMIT, else one that decodes when asked.
@@ -94,10 +97,10 @@ def open_dataset(
         UserError: If the data set is unknown, missing, empty, mixed, or corrupt beyond what on_error allows.
     """
     path, laid_on = path or "", colour(background)
-    given = {"allow_empty": allow_empty, "numbering": numbering}
+    given = {"allow_empty": allow_empty, "numbering": numbering, "captioned": captioned}
     own = DATASETS.members
     records: Records = (
-        DATASETS.build(name, {}, path, split, **given) if name in own else open_tfds(name, path, split, own)
+        DATASETS.build(name, {}, path, split, **given) if name in own else open_tfds(name, path, split, own, captioned)
     )
     if isinstance(numbering, tuple) and records.class_names not in ((), numbering):
         strange, missing = set(records.class_names) - set(numbering), set(numbering) - set(records.class_names)
@@ -106,11 +109,12 @@ def open_dataset(
     if isinstance(records, IdxRecords) and resize is None and not captioned:
         return MemorySource(records.images, records.labels, records.num_classes, set())
     shape, errors = _survey(records, resize, on_error)
-    source = RecordSource(records, shape, resize, on_error, laid_on)
-    if captioned and not source.captions:
+    captions: Sequence[Captions] = getattr(records, "captions", ()) if captioned else ()
+    source = RecordSource(records, shape, resize, on_error, laid_on, tuple(captions))
+    if captioned and not any(captions) and not (captions and errors):
         raise UserError(f"data.name: {name} has no captions, and diffusion.conditioner needs them")
     if captioned:
-        without = (index for index, texts in enumerate(source.captions) if not texts and index not in errors)
+        without = (index for index, texts in enumerate(captions) if not texts and index not in errors)
         errors |= {index: f"{records.name(index)}: no caption" for index in without}
     if len(records) * math.prod(shape) <= MEMORY_LIMIT:
         return source.load(errors)
@@ -128,7 +132,7 @@ class MemorySource:
         num_classes: 0 if the records have no classes; every label is 0 then.
         substituted: The records found corrupt so far, in whose place the next good one stands.
         about: What it was made of.
-        captions: A tuple of texts a record, () for one without; () where no record has any.
+        captions: A tuple of texts a record; () where none were asked for.
     """
 
     def __init__(
@@ -179,6 +183,7 @@ class RecordSource:
         resize: Size | None,
         on_error: OnError,
         background: Colour,
+        captions: tuple[Captions, ...] = (),
     ):
         self._records, self._resize, self._background = records, resize, background
         self._on_error: OnError = on_error
@@ -186,8 +191,7 @@ class RecordSource:
         self.num_classes = records.num_classes
         self.substituted: set[int] = set()
         self.about = About(records.class_names, (), tuple(records.notes))
-        captions: Sequence[Captions] = getattr(records, "captions", ())
-        self.captions: tuple[Captions, ...] = tuple(captions) if any(captions) else ()
+        self.captions = captions
 
     @cached_property
     def fingerprint(self) -> str:
