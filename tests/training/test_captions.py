@@ -150,7 +150,7 @@ def test_what_is_wrong_with_caption_files_as_a_whole(folder, monkeypatch):
         _open(folder)
     monkeypatch.setattr(caption_files, "MAX_TEXT_BYTES", 4)
     with pytest.raises(
-        UserError, match=r"a\.png: a\.txt: a caption that is not UTF-8; .*png: no caption; 1 of 3 are good"
+        UserError, match=r"(?s)a\.png: a\.txt: a caption that is not UTF-8; .*png: no caption; 1 of 3 are good"
     ):
         _open(folder)
 
