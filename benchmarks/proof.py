@@ -13,6 +13,7 @@ import datetime
 import functools
 import hashlib
 import itertools
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ import jaxdiff as jd
 from benchmarks import proof_page as page
 from benchmarks import step_time
 from benchmarks.proof_cases import CONTINUOUS, DISCRETE, FAMILIES, GRIDS, SAME, fine, fit, order_grid, walk
-from benchmarks.proof_few import few_rows
+from benchmarks.proof_few import few_rows, spread_rows
 from benchmarks.proof_laws import ON_THE_MIXTURE, consistency_rows, law_rows, mixture_rows
 from jaxdiff.process import PREDICTIONS
 from tests.losses.gaussian_bound import bound_bits, closed_form
@@ -171,6 +172,7 @@ PARTS: dict[str, Callable[[], list[dict]]] = {
     **{f"mixture by {name}": functools.partial(mixture_rows, name) for name in ON_THE_MIXTURE},
     "law of lcm": consistency_rows,
     "few steps": few_rows,
+    "few steps, stochastic": spread_rows,
     "grids": grid_rows,
     "bound": bound_rows,
     "inversion": inversion_rows,
@@ -181,14 +183,29 @@ PARTS: dict[str, Callable[[], list[dict]]] = {
 
 
 def fingerprint(part: str) -> str:
-    """Of the code that a part's numbers come from: the core of the library, the closed forms, and this benchmark."""
+    """Of the code that a part's numbers come from: schedules, grids, its samplers, closed forms, this benchmark."""
     root = Path(__file__).parent.parent
-    core = sorted((root / "jaxdiff").glob("s*/*.py")) + [root / "jaxdiff" / f"{m}.py" for m in ("process", "times")]
-    own = "_laws" if part.startswith(("law of", "mixture by")) else "_few" if part == "few steps" else ""
+    name = part.removeprefix("law of ").removeprefix("mixture by ").split(" ")[0]
+    sampled = [name] if name in jd.samplers.METHODS else [n.split(" ")[0] for n in (*c.METHODS, *c.STOCHASTIC)]
+    core = sorted((root / "jaxdiff" / "schedules").glob("*.py")) + _samplers(sampled)
+    core += [root / "jaxdiff" / f"{module}.py" for module in ("process", "times")]
+    own = "_laws" if part.startswith(("law of", "mixture by")) else "_few" if part.startswith("few steps") else ""
     proof = [root / "benchmarks" / f"proof{file}.py" for file in ("_cases", own)]
     forms = [root / "tests" / "oracles.py", root / "tests" / "samplers" / "convergence.py"]
-    forms += [root / "tests" / "samplers" / "few_steps.py"] if part == "few steps" else []
+    forms += [root / "tests" / "samplers" / "few_steps.py"] if part.startswith("few steps") else []
     return hashlib.sha256(b"".join(file.read_bytes() for file in core + proof + forms)).hexdigest()[:12]
+
+
+def _samplers(names: list[str]) -> list[Path]:
+    """The files of these samplers and of those that they import, with what all of them share."""
+    folder = Path(jd.samplers.__file__).parent
+    files, left = set(), {jd.samplers.METHODS[name].__module__.rpartition(".")[2] for name in names} | {"base"}
+    while left:
+        file = folder / f"{left.pop()}.py"
+        files.add(file)
+        imported = re.findall(r"^from jaxdiff\.samplers\.(\w+) import", file.read_text(), re.MULTILINE)
+        left |= {module for module in imported if folder / f"{module}.py" not in files}
+    return sorted(files)
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Loggers: where the numbers of a run go, by name (`LOGGERS`); each goes on with the record of the start before.
 
-A member is a factory: (folder, first_step, title), then its options. It gives an object with write(step, values) and
+A member is a factory: (folder, first_step, title) -> an object with write(step, values) and
 close(), and, where it can show them, picture(step, name, pixels) and text(step, name, markdown). Values hold "time",
 in `time.time` seconds. All files that a record needs to go on begin with `metrics.`, so that a bucket can bring them.
 """
@@ -191,18 +191,21 @@ class _Service:
 
 
 class WandB(_Service):
-    """Weights & Biases, written to WORKDIR/wandb for `wandb sync`; with WANDB_MODE=online in the environment, sent."""
+    """Weights & Biases, written to WORKDIR/wandb for `wandb sync`; with WANDB_MODE=online in the environment, sent.
+
+    The project is WANDB_PROJECT of the environment, or jaxdiff.
+    """
 
     name = "wandb"
 
-    def __init__(self, folder: Path, first_step: int, title: str, /, project: str = "jaxdiff"):
+    def __init__(self, folder: Path, first_step: int, title: str, /):
         del first_step
         super().__init__(folder)
         self.record["id"] = self.record["id"] or secrets.token_hex(4)
         wandb = _package("wandb")
         try:
             self._run = wandb.init(
-                project=project,
+                project=os.environ.get("WANDB_PROJECT", "jaxdiff"),
                 name=title,
                 id=self.record["id"],
                 resume="allow",
@@ -226,15 +229,19 @@ class WandB(_Service):
 
 
 class MLflow(_Service):
-    """MLflow, at MLFLOW_TRACKING_URI from the environment, or in the data base WORKDIR/metrics.mlflow.db."""
+    """MLflow, at MLFLOW_TRACKING_URI from the environment, or in the data base WORKDIR/metrics.mlflow.db.
+
+    The experiment is MLFLOW_EXPERIMENT_NAME of the environment, or jaxdiff.
+    """
 
     name = "mlflow"
 
-    def __init__(self, folder: Path, first_step: int, title: str, /, experiment: str = "jaxdiff"):
+    def __init__(self, folder: Path, first_step: int, title: str, /):
         del first_step
         super().__init__(folder)
         own = f"sqlite:///{folder.resolve() / 'metrics.mlflow.db'}"
         address = os.environ.get("MLFLOW_TRACKING_URI", own)
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "jaxdiff")
         mlflow = _package("mlflow")
         try:
             self._client = mlflow.MlflowClient(tracking_uri=address)
