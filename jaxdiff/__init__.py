@@ -1,5 +1,8 @@
 """jaxdiff: diffusion models in JAX. The public names; see design in the docs."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxdiff import guidance, losses, samplers, schedules
 from jaxdiff.denoisers import Prediction, as_denoiser, dynamic_threshold, static_threshold
 from jaxdiff.guidance import classifier_free
@@ -8,6 +11,10 @@ from jaxdiff.process import add_noise, from_x0_noise, noise_step, posterior, to_
 from jaxdiff.samplers import Sampler, Trajectory, sample, sample_keys
 from jaxdiff.schedules import Marginal, Schedule
 from jaxdiff.times import time_grid
+
+if TYPE_CHECKING:
+    from jaxdiff.job.fit import fit
+    from jaxdiff.job.trained import load
 
 __all__ = [
     "Marginal",
@@ -20,8 +27,10 @@ __all__ = [
     "classifier_free",
     "denoising_loss",
     "dynamic_threshold",
+    "fit",
     "from_x0_noise",
     "guidance",
+    "load",
     "losses",
     "noise_step",
     "posterior",
@@ -34,3 +43,17 @@ __all__ = [
     "to_x0_noise",
     "transition",
 ]
+
+_LATER = {"fit": "jaxdiff.job.fit", "load": "jaxdiff.job.trained"}  # who wants a loss does not wait for the job
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first used: `fit` and `load`, and modules such as `jaxdiff.models`."""
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    try:
+        return importlib.import_module(f"jaxdiff.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"jaxdiff.{name}":
+            raise
+        raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}") from None

@@ -181,7 +181,7 @@ def make_draw(
       The function. `batch` is what the conditioner embeds, NumPy [num, ...]. Keywords: `away`, the batch that guidance
       goes away from in place of the null cond; `weak`, parameters of autoguidance's worse model; `images`, uint8
       [num, h, w, c], from whose noised selves the walk starts at times[0], and `mask`, bool [num, h, w, 1], True where
-      they stay as they are.
+      they stay as they are; `like`, a method that differs in times of as many steps or fewer, eta and scale alone.
     """
     schedule = recipe.schedule
     batch_size = -(-batch_size // mesh.size) * mesh.size
@@ -228,14 +228,15 @@ def make_draw(
         weak: Any = None,
         images: np.ndarray | None = None,
         mask: np.ndarray | None = None,
+        like: Method = method,
     ) -> Any:
-        scale = np.asarray(method.guidance.scale if method.guidance else 1.0, np.float32)
+        scale = np.asarray(like.guidance.scale if like.guidance else 1.0, np.float32)
         given = {name: value for name, value in (("image", images), ("mask", mask)) if value is not None}
         found = []
         for start in range(0, num, batch_size):
             indices = np.minimum(start + np.arange(batch_size), num - 1)
             placed = jax.tree.map(lambda x, i=indices: parallel.put(x[i], rows), (batch, away or {}, given))
-            values = (method.times, np.float32(method.eta), scale)
+            values = (like.times, np.float32(like.eta), scale)
             found.append(whole(run(params, recipe.frozen, weak, key, np.int32(first + start), *placed, *values)))
         if trajectory:
             x, walk = found[0]

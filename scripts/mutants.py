@@ -379,16 +379,30 @@ TRAPS = (
     Trap(
         "Samples drawn with the parameters instead of their average",
         "tests/test_cli.py::test_samples_are_drawn_from_the_average_as_the_run_says",
-        "jaxdiff/job/sampling.py",
-        "params = state.ema_params",
+        "jaxdiff/job/trained.py",
+        'params = state.ema_params if weights == "ema" else state.params',
         "params = state.params",
     ),
     Trap(
         "A resumed run that reads the data from their beginning",
         "tests/test_cli.py::test_a_run_in_two_pieces_ends_in_the_same_bits",
         "jaxdiff/job/training.py",
-        "batches.iterate(first)",
+        "batches.iterate(start.first)",
         "batches.iterate(0)",
+    ),
+    Trap(
+        "A run of one's own data that begins with their first batches again when it goes on",
+        "tests/test_runs.py::test_own_loss_goes_on_bit_for_bit",
+        "jaxdiff/job/fit.py",
+        "in whole(start.first))",
+        "in whole(0))",
+    ),
+    Trap(
+        "Weights taken over for a new run that its average does not begin with",
+        "tests/test_runs.py::test_a_new_run_begins_with_the_weights_of_another",
+        "jaxdiff/assembly/training_program.py",
+        "given.get(leaf_name(path), new)",
+        "new",
     ),
     Trap(
         "A resumed run that loses the optimizer's state",

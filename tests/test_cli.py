@@ -361,7 +361,9 @@ def test_a_dry_run_says_what_it_costs_and_writes_nothing(trained, config, tmp_pa
 def test_the_default_config_and_workdir(monkeypatch):
     """`uv run train.py` alone, up to the job itself."""
     asked = []
-    monkeypatch.setattr(training_job, "train", lambda config, began, profile: asked.append(config) or (0, "done"))
+    monkeypatch.setattr(
+        training_job, "train", lambda config, began, profile, **how: asked.append(config) or (0, "done")
+    )
     assert main(["train"]) == 0
     assert asked[0].data.name == "digits" and asked[0].workdir == "runs/digits"
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from jaxdiff import schedules
 from jaxdiff.assembly import recipe
-from jaxdiff.config import Config, Model, Sampling, Train, flat, make_schedule, validate
-from jaxdiff.config.files import from_json, load, read_run, refuse_other_run, to_json
+from jaxdiff.config import Config, Model, Optimizer, Sampling, Train, flat, make_schedule, validate
+from jaxdiff.config.files import changed_fields, from_json, load, read_run, to_json
 from jaxdiff.errors import UserError
 from jaxdiff.objectives import Consistency
 
@@ -143,12 +143,19 @@ def test_a_long_config_json_is_not_read(tmp_path):
         read_run(tmp_path)
 
 
-def test_a_run_goes_on_with_what_changes_no_step_and_with_nothing_else():
-    stored = Config(workdir="runs/a")
-    asked = dataclasses.replace(stored, workdir="b", train=Train(steps=10**6, log_every=7), sampling=Sampling(steps=9))
-    refuse_other_run(stored, asked)
-    with pytest.raises(UserError, match=r"seed 0 -> 1, train.batch_size 128 -> 64"):
-        refuse_other_run(stored, dataclasses.replace(stored, seed=1, train=Train(batch_size=64)))
+def test_a_run_goes_on_with_what_changes_no_step_and_with_nothing_else_unless_it_is_named():
+    stored = flat(Config(workdir="runs/a"))
+    asked = Config(workdir="b", train=Train(steps=10**6, log_every=7, keep_every=100), sampling=Sampling(steps=9))
+    assert changed_fields(stored, flat(asked), "b") == {}
+    other = flat(Config(train=Train(batch_size=64), optimizer=Optimizer(learning_rate=1e-3, warmup_steps=9)))
+    with pytest.raises(UserError, match=r"batch_size 128 -> 64.*--allow-change .*warmup_steps train.batch_size"):
+        changed_fields(stored, other, "runs/a", ["train.batch_size", "optimizer.learning_rate"])
+    changed = changed_fields(stored, other, "runs/a", ["train.batch_size", "optimizer"])
+    assert changed["train.batch_size"] == (128, 64) and len(changed) == 3
+    with pytest.raises(UserError, match=r"seed 0 -> 1; choose another --workdir$"):
+        changed_fields(stored, flat(Config(seed=1)), "runs/a", ["train"])
+    with pytest.raises(UserError, match="--allow-change seed: a run keeps that for good; these may change: data, "):
+        changed_fields(stored, stored, "runs/a", ["seed"])
 
 
 def test_load_takes_names_and_paths_and_offers_the_nearest_name(tmp_path):

@@ -1,4 +1,4 @@
-"""The training program of a config: recipe, objective, and the compiled step; nothing is computed yet."""
+"""The training program of a config, or of parts of one's own: the step, compiled; nothing is computed yet."""
 
 import dataclasses
 import functools
@@ -9,17 +9,19 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxdiff import parallel
 from jaxdiff.assembly.recipe import check_data, make_objective, make_recipe, optimizer_of
-from jaxdiff.config import Config, flat
+from jaxdiff.config import Config, Parallel, Train, flat
 from jaxdiff.config.files import read_run
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.keys import purpose_key
+from jaxdiff.objectives import Objective
 from jaxdiff.training import ema, posthoc
 from jaxdiff.training.checkpoints import restore
-from jaxdiff.training.state import TrainState, init_state
+from jaxdiff.training.state import TrainState, init_state, leaf_name
 from jaxdiff.training.step import make_train_step
 
 
@@ -38,45 +40,42 @@ class Images(Protocol):
         ...
 
 
-class Program:
-    """The training program of a config: the very step that train.py runs and that the plan compiles.
+class StepProgram:
+    """A training step over all devices, and the state that it takes; whatever it trains.
 
     Attributes:
-      source: the data, or what is known of it.
-      config: the config, with the digests of what it takes from other runs.
-      recipe: the model.
       mesh: all devices.
       keys: typed keys, one for each purpose: init, train, pictures.
-      init: key -> TrainState.
+      init: (key, leaves to take in place of new ones, by name) -> TrainState.
       abstract: the state's shapes, dtypes and shardings.
       frozen: parameters that the step takes and does not train (teachers, codecs), in host memory.
       plain_step: the step before it is compiled for the mesh.
-      step: the compiled step, or call of several.
-      batch: shapes and dtypes of a batch of plain_step.
+      batch: shapes and dtypes of a batch of plain_step, which has "row" [batch].
     """
 
-    def __init__(self, config: Config, source: Images, devices: Sequence[Any] | None = None):
-        """Raises UserError if the config does not fit the images or the devices (all of `jax.devices()`)."""
-        train = config.train
-        devices = jax.devices() if devices is None else devices
-        self.source: Any = source
-        self.recipe = recipe = make_recipe(config, source.shape)
-        check_data(config, source.num_classes, len(devices))
-        self.mesh = parallel.make_mesh(config.parallel.fsdp, devices)
-        self.keys = {name: purpose_key(config.seed, name) for name in ("init", "train", "pictures")}
-        optimizer = optimizer_of(config)
-        objective = make_objective(config, recipe)
-        loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
-        self.config = _noted(config, loaded)
-        begun = loaded.pop("start", None)
-        self.frozen: Any = {**recipe.frozen, **loaded}
+    def __init__(
+        self,
+        make_params: Callable[[jax.Array], Any],
+        objective: Objective,
+        optimizer: Any,
+        batch: dict[str, Any],
+        train: Train,
+        layout: Parallel,
+        *,
+        seed: int = 0,
+        frozen: Any = None,
+        mesh: Mesh | None = None,
+    ):
+        """Args: key -> parameters; what is minimised, and how; shapes of a batch; the settings; and where."""
+        self.mesh = mesh or parallel.make_mesh(layout.fsdp)
+        self.keys = {name: purpose_key(seed, name) for name in ("init", "train", "pictures")}
+        self.frozen: Any = frozen or {}
+        self.batch = batch
 
-        def init(key: jax.Array) -> TrainState:
-            if begun is not None:
-                params = jax.tree.map(jnp.asarray, begun)
-            if begun is None or recipe.extra_cond:
-                fresh = recipe.network.init(key, *example(recipe))["params"]
-                params = fresh if begun is None else _with(fresh, params)
+        def init(key: jax.Array, given: dict[str, Any] | None = None) -> TrainState:
+            given = given or {}
+            params = make_params(key)
+            params = jax.tree_util.tree_map_with_path(lambda path, new: given.get(leaf_name(path), new), params)
             return init_state(params, optimizer, len(train.posthoc_ema), objective.init())
 
         def average(ema_params: Any, params: Any, step: Any) -> Any:
@@ -89,19 +88,10 @@ class Program:
         self.abstract = parallel.abstract_state(init, self.mesh, self.keys["init"])
         self.abstract_frozen = parallel.abstract_frozen(self.frozen, self.mesh)
         self.plain_step = make_train_step(objective, optimizer, average, train.accumulate, track)
-        self._mode, self._steps = config.parallel.mode, train.steps_per_call
+        self._mode, self._steps = layout.mode, train.steps_per_call
         self._step: Any = parallel.compile_step(
             self.plain_step, self.abstract, self.mesh, self._mode, self._steps, self.abstract_frozen
         )
-        rows = jax.ShapeDtypeStruct((train.batch_size,), jnp.int32)
-        image = jax.ShapeDtypeStruct((train.batch_size, *source.shape), jnp.uint8)
-        self.batch = {"image": image, "label": rows, "row": rows}
-        if recipe.conditioner.tokenize is not None:
-            tokens = {name: table for name, table in recipe.conditioner.tokenize([""]).items() if name != "cut"}
-            self.batch |= {
-                name: jax.ShapeDtypeStruct((train.batch_size, *table.shape[1:]), table.dtype)
-                for name, table in tokens.items()
-            }
 
     @functools.cached_property
     def placed(self) -> Any:
@@ -146,6 +136,44 @@ class Program:
         if self._steps == 1:
             return parallel.shard_batch(batches[0], self.mesh, self._mode)
         return parallel.shard_batches(batches, self._steps, self.mesh, self._mode)
+
+
+class Program(StepProgram):
+    """The training program of a config: the very step that train.py runs and that the plan compiles.
+
+    Attributes:
+      source: the data, or what is known of it.
+      config: the config, with the digests of what it takes from other runs.
+      recipe: the model.
+    """
+
+    def __init__(self, config: Config, source: Images, devices: Sequence[Any] | None = None):
+        """Raises UserError if the config does not fit the images or the devices (all of `jax.devices()`)."""
+        devices = jax.devices() if devices is None else devices
+        self.source: Any = source
+        self.recipe = recipe = make_recipe(config, source.shape)
+        check_data(config, source.num_classes, len(devices))
+        mesh = parallel.make_mesh(config.parallel.fsdp, devices)
+        loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
+        self.config = _noted(config, loaded)
+        begun = loaded.pop("start", None)
+
+        def make_params(key: jax.Array) -> Any:
+            params = None if begun is None else jax.tree.map(jnp.asarray, begun)
+            if begun is None or recipe.extra_cond:
+                fresh = recipe.network.init(key, *example(recipe))["params"]
+                params = fresh if begun is None else _with(fresh, params)
+            return params
+
+        size = config.train.batch_size
+        rows = jax.ShapeDtypeStruct((size,), jnp.int32)
+        batch = {"image": jax.ShapeDtypeStruct((size, *source.shape), jnp.uint8), "label": rows, "row": rows}
+        if recipe.conditioner.tokenize is not None:
+            tokens = {name: table for name, table in recipe.conditioner.tokenize([""]).items() if name != "cut"}
+            batch |= {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in tokens.items()}
+        how = {"seed": config.seed, "frozen": {**recipe.frozen, **loaded}, "mesh": mesh}
+        parts = make_params, make_objective(config, recipe), optimizer_of(config), batch
+        super().__init__(*parts, config.train, config.parallel, **how)
 
 
 def example(recipe: Any) -> tuple[Any, ...]:

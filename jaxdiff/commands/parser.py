@@ -79,17 +79,21 @@ def parse[T](kind: type[T], argv: list[str], program: str, description: str | No
 
 def parse_config[T: Any](kind: type[T], argv: list[str], name: str) -> T:
     """The arguments of a command that takes a config: `[CONFIG] [--option value ...]`."""
-    file = argv[0] if argv and not argv[0].startswith("-") else "digits"
+    file = config_file(argv)
     plugins, typed = load_plugins(argv[1:] if argv[:1] == [file] else argv)
-    config = load(file, CONFIGS)
-    config = dataclasses.replace(
-        config, workdir=config.workdir or f"runs/{Path(file).stem}", plugins=(*config.plugins, *plugins)
-    )
+    config, stem = load(file, CONFIGS), Path(file.removesuffix("/config.json")).stem
+    plugins = tuple(dict.fromkeys((*config.plugins, *plugins)))
+    config = dataclasses.replace(config, workdir=config.workdir or f"runs/{stem}", plugins=plugins)
     config, typed = take_members(config, typed)
     first_lines = [f"  {path.stem:<28}{_first_line(path)}" for path in sorted(CONFIGS.glob("*.py"))]
     description = "\n".join([str(kind.__doc__), "", "configs:", *first_lines])
     arguments = parse(kind, typed, program(name), description, default=kind(config))
     return dataclasses.replace(arguments, config=validate(expand_paths(arguments.config)))
+
+
+def config_file(argv: list[str]) -> str:
+    """The CONFIG of a command's arguments."""
+    return argv[0] if argv and not argv[0].startswith("-") else "digits"
 
 
 def _first_line(path: Path) -> str:

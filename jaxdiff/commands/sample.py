@@ -75,6 +75,8 @@ class SampleArguments(Processes):
     """Likewise."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to compute in, with --prompt; default float32 (norms, softmax and the last layer always are)."""
+    step: int | None = None
+    """The checkpoint to draw with, of those kept; default the newest."""
     ema: float | None = None
     """Relative width of the average to draw with, e.g. 0.10, of a run with train.posthoc_ema; default: its own EMA."""
     best: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -6,7 +6,7 @@ import time
 import tyro
 
 from jaxdiff.commands import use_compilation_cache
-from jaxdiff.commands.parser import Processes, parse_config
+from jaxdiff.commands.parser import Processes, config_file, parse_config
 from jaxdiff.commands.plan import PlanArguments, check, plan
 from jaxdiff.errors import UserError, program
 from jaxdiff.parallel import processes
@@ -14,10 +14,12 @@ from jaxdiff.parallel import processes
 
 @dataclasses.dataclass(frozen=True)
 class TrainArguments(PlanArguments, Processes):
-    """Train a diffusion model. CONFIG comes first: a name in configs/ or the path of a .py file; default digits."""
+    """Train a diffusion model. CONFIG comes first: a name in configs/, a .py or .json file or a run; digits if none."""
 
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the resolved config and what a step will cost, and write nothing."""
+    allow_change: tuple[str, ...] = ()
+    """A field, such as optimizer.learning_rate, or data, that may change in the run that goes on; or several."""
     profile: int | None = None
     """Trace so many steps, after a warm-up, into WORKDIR/profile for XProf."""
     verify_resume: int | None = None
@@ -48,7 +50,8 @@ def run(argv: list[str], began: float | None = None) -> tuple[int, str]:
     def train() -> tuple[int, str]:
         from jaxdiff.job import training as training_job
 
-        return training_job.train(arguments.config, began, steps or 0)
+        how = {"allowed": arguments.allow_change, "origin": config_file(argv)}
+        return training_job.train(arguments.config, began, steps or 0, **how)
 
     return processes.run(arguments.place(), program("train"), train)
 

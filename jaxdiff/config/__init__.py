@@ -119,7 +119,9 @@ class Train:
     checkpoint_every: Annotated[int | str, Between(1, 10**9)] = 5000
     """Steps between checkpoints, or a duration such as 10m."""
     keep: Annotated[int, Between(1, 10_000)] = 3
-    """Checkpoints kept."""
+    """Checkpoints kept, the newest."""
+    keep_every: Annotated[int, Between(0, 10**9)] = 0
+    """Keep a checkpoint of every multiple of so many steps for good; 0 for none."""
     log_every: Annotated[int, Between(1, 10**9)] = 100
     """Steps between lines of metrics.jsonl."""
     loggers: tuple[str, ...] = ("jsonl", "tensorboard")
@@ -196,6 +198,10 @@ class Config:
     """Where the run keeps everything; default runs/CONFIG."""
     plugins: tuple[str, ...] = ()
     """Files of members of one's own that were named by --plugin; noted here, and never run from here."""
+    init: str = ""
+    """A run or an exported folder whose weights a new run begins with, as far as their shapes are those of its own."""
+    init_weights: Literal["ema", "raw"] = "ema"
+    """Which of its weights: the average, or those that were trained."""
     data: Data = Data()
     model: NetworkOptions = dataclasses.field(default_factory=Model)
     diffusion: Diffusion = Diffusion()

@@ -10,14 +10,16 @@ import json
 import sys
 import traceback
 import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.config import Config, flat, validate
+from jaxdiff.config import Config, validate
 from jaxdiff.errors import UserError, command
 from jaxdiff.schema import decode, encode, nearest
-from jaxdiff.storage import Place, expanded
+from jaxdiff.storage import Place, expanded, in_bucket, place
 
+EXPORTED = "model.safetensors"  # what a folder has in place of checkpoints that `jaxdiff export` wrote
 _MAX_BYTES = 1 << 16  # of config.json
 
 # What a run may change when it goes on: nothing here alters the numbers of a training step. Another number of
@@ -30,7 +32,7 @@ MAY_CHANGE = (
     "train.steps",
     "train.steps_per_call",
     "train.checkpoint_every",
-    "train.keep",
+    "train.keep",  # and keep_every
     "train.log_every",
     "train.loggers",
     "train.sample_every",
@@ -43,12 +45,22 @@ MAY_CHANGE = (
 
 
 def load(name_or_path: str, folder: Path) -> Config:
-    """The `config` of a Python file, given by its path or by its name in folder.
+    """The `config` of a Python file, given by its path or by its name in folder; or of a run, or of a JSON file.
+
+    A run's has the workdir that it was read from; of any other, only what the file says.
 
     Raises:
       UserError: no such file (the nearest name is offered), or none that defines a Config.
     """
     path = Path(expanded(name_or_path))
+    if in_bucket(expanded(name_or_path)) or path.name == "config.json" or (path / "config.json").is_file():
+        run = place(expanded(name_or_path).removesuffix("config.json").rstrip("/") or ".")
+        exported = (run / EXPORTED).exists()
+        if exported and path.name != "config.json":
+            raise UserError(f"{run} is exported and has no checkpoints: begin from it by --init {run} --workdir ...")
+        return dataclasses.replace(read_run(run), workdir="" if exported else str(run))
+    if path.suffix == ".json" and path.is_file():
+        return from_json(path.read_text(), str(path))
     if path.suffix != ".py":
         path = folder / f"{name_or_path}.py"
     names = sorted(p.stem for p in folder.glob("*.py"))
@@ -91,6 +103,7 @@ def expand_paths(config: Config) -> Config:
     return dataclasses.replace(
         config,
         workdir=expanded(config.workdir),
+        init=expanded(config.init),
         data=dataclasses.replace(data, path=expanded(data.path)),
         objective=dataclasses.replace(objective, **paths),
     )
@@ -99,16 +112,64 @@ def expand_paths(config: Config) -> Config:
 UNTRAINED = ("seed", "data.", "optimizer.", "train.", *MAY_CHANGE)
 """What may change in a run that was imported and has not been trained yet: all but what its weights are of."""
 
+BY_WORD = (
+    "data",
+    "diffusion.class_dropout",
+    "diffusion.weighting",
+    "diffusion.time_sampling",
+    "model.dropout",
+    "model.remat",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.schedule",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.name_options",
+    "train.batch_size",
+    "train.accumulate",
+    "train.ema_decay",
+)
+"""What may change in a run that goes on, if --allow-change names it: the steps from there on are other ones."""
 
-def refuse_other_run(stored: Config, asked: Config, untrained: bool = False) -> None:
-    """Raises UserError, naming every field that differs and may not, if a run cannot go on as `asked`."""
-    old, new = flat(stored), flat(asked)
-    may = UNTRAINED if untrained else MAY_CHANGE
-    names = [name for name in {**old, **new} if not name.startswith(may)]
-    differing = [name for name in names if old.get(name) != new.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in differing)
-        raise UserError(f"{asked.workdir} holds a run of another config: {changes}; choose another --workdir")
+
+def changed_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], workdir: str, allowed: Sequence[str] = (), may: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """{field: (before, now)} of what changes by word in a run that goes on.
+
+    Args:
+      old: the fields of the run, by dotted name.
+      new: those asked for.
+      workdir: of the run, for messages.
+      allowed: fields of BY_WORD, or groups of them, that were named.
+      may: beginnings of the names of fields that may change without a word; MAY_CHANGE unless given.
+
+    Raises:
+      UserError: a field differs that may not, or that nobody named.
+    """
+    for word in allowed:
+        if not any(_covers(word, name) or _covers(name, word) for name in BY_WORD):
+            raise UserError(f"--allow-change {word}: a run keeps that for good; these may change: {', '.join(BY_WORD)}")
+    names = [name for name in {**old, **new} if not name.startswith(tuple(may or MAY_CHANGE))]
+    differing = {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    legal = [name for name in differing if any(_covers(word, name) for word in BY_WORD)]
+    refused = [name for name in differing if name not in legal or not any(_covers(word, name) for word in allowed)]
+    if refused:
+        listed = ", ".join(f"{name} {before!r} -> {now!r}" for name, (before, now) in differing.items())
+        flag = f", or go on with --allow-change {' '.join(legal)}" if len(legal) == len(differing) else ""
+        raise UserError(f"{workdir} holds a run of another config: {listed}; choose another --workdir{flag}")
+    return differing
+
+
+def _covers(word: str, name: str) -> bool:
+    """Whether a word names a field: itself, its group, or the member whose options it is.
+
+    >>> _covers("optimizer", "optimizer.clip_norm"), _covers("optimizer.schedule", "optimizer.schedule_options.end")
+    (True, True)
+    >>> _covers("optimizer.clip", "optimizer.clip_norm")
+    False
+    """
+    return name == word or name.startswith((f"{word}.", f"{word}_options."))
 
 
 def to_json(config: Config) -> str:

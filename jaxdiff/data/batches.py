@@ -25,7 +25,7 @@ from jaxtyping import Int32, Int64, UInt64
 from jaxdiff.data.sources import RecordSource, Source, open_dataset
 from jaxdiff.errors import RunError
 
-__all__ = ["Batch", "Batches", "DeadWorkerError", "Prefetch", "open_dataset"]
+__all__ = ["Batch", "Batches", "DeadWorkerError", "Prefetch", "open_dataset", "record_indices"]
 
 Batch = dict[str, np.ndarray]
 """{"image": uint8 [rows, h, w, c], "label": int32 [rows], "row": int32 [rows], index in the global batch}, and a row of
@@ -88,7 +88,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         """The rows of batch `step`."""
-        batch = self.source.gather(self._records(step))
+        batch = self.source.gather(record_indices(self._seed, step, self._batch_size, self._rows, len(self.source)))
         record = batch.pop("record")
         if self._captions is not None:
             batch |= self._captions.draw(record, self._bits(_CAPTION, step))
@@ -107,14 +107,15 @@ class Batches:
     def _bits(self, purpose: int, step: int) -> UInt64[np.ndarray, " rows"]:
         return np.random.Philox(_seeds(self._seed, purpose, step)).random_raw(self._batch_size)[self._rows]
 
-    def _records(self, step: int) -> Int64[np.ndarray, " rows"]:
-        total = len(self.source)
-        epochs, places = np.divmod(step * self._batch_size + self._rows.astype(np.int64), total)
-        records = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            records[here] = _order(self._seed, int(epoch), total)[places[here]]
-        return records
+
+def record_indices(seed: int, step: int, batch_size: int, rows: np.ndarray, total: int) -> Int64[np.ndarray, " rows"]:
+    """Which of `total` records are in those rows of batch `step`."""
+    epochs, places = np.divmod(step * batch_size + rows.astype(np.int64), total)
+    records = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        records[here] = _order(seed, int(epoch), total)[places[here]]
+    return records
 
 
 class _Captions(NamedTuple):

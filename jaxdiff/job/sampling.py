@@ -15,10 +15,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.assembly.recipe import make_method, make_recipe, unseen
-from jaxdiff.config import Sampling, decoded, make_conditioner, validate
+from jaxdiff.assembly.recipe import make_method, unseen
+from jaxdiff.config import Sampling, decoded, validate
 from jaxdiff.config.arguments import options_field
-from jaxdiff.config.files import read_run
 from jaxdiff.data.decoding import decode_image, open_image
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
@@ -26,16 +25,14 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
+from jaxdiff.job.trained import load, with_sampling
 from jaxdiff.job.weak_model import weak_params
-from jaxdiff.job.workdir import class_names
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schema import Options
 from jaxdiff.storage import Place, check_writable
 from jaxdiff.times import time_grid
-from jaxdiff.training.checkpoints import restore_with_meta
-from jaxdiff.training.snapshots import reconstruct
 
 SUFFIXES = {"": "a folder", **dict.fromkeys(pictures.FORMATS, "a grid")}
 SUFFIXES |= {".npz": "arrays", ".gif": "an animated trajectory"}
@@ -76,6 +73,7 @@ class Request:
     width: int | None = None
     ema: float | None = None
     best: bool = False
+    step: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
 
 
@@ -168,32 +166,26 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
     Raises:
       UserError: there is no run, or the request does not fit it.
     """
-    config = read_run(request.workdir)
-    sampling = _sampling(config.sampling, request)
-    validate(dataclasses.replace(config, sampling=sampling))
+    model = load(request.workdir, step=request.step, ema=request.ema, best=request.best, sharding=sharding)
+    asked = {field.name: getattr(request, field.name, None) for field in dataclasses.fields(Sampling)}
+    sampling = with_sampling(model.config.sampling, {name: value for name, value in asked.items() if value is not None})
+    config = validate(dataclasses.replace(model.config, sampling=sampling))
     for option in ("prompt", "negative_prompt", "height", "width", "dtype"):
         if getattr(request, option):
             named = option.replace("_", "-")
             raise UserError(f"--{named}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
-    names = class_names(request.workdir) or ()
-    conditioner = make_conditioner(config, names)
-    batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
+    recipe, names = model.recipe, model.class_names
+    batch = _parsed(lambda: recipe.conditioner.parse(request.classes, num), "--classes")
     method = make_method(config, sampling, trajectory=request.trajectory)
-    folder = "best" if request.best else "checkpoints"
-    state, meta = restore_with_meta(request.workdir, sharding=sharding, folder=folder)
-    params = state.ema_params
-    if request.ema is not None:
-        params = reconstruct(request.workdir, state, config.train.posthoc_ema, request.ema, sharding)
-    weak = weak_params(config, sampling, request.workdir, state, sharding)
-    recipe = make_recipe(config, image_shape(meta))
-    text = {"run": str(request.workdir), "step": str(int(state.step))} | _described(vars(sampling))
+    weak = weak_params(config, sampling, request.workdir, model.state, sharding)
+    text = {"run": str(request.workdir), "step": str(model.step)} | _described(vars(sampling))
     text |= {} if request.ema is None else {"ema": f"{request.ema:g}"}
     text |= {"classes": ", ".join(request.classes)} if request.classes else {}
-    rows = len(request.classes) or conditioner.groups
+    rows = len(request.classes) or recipe.conditioner.groups
     how = f"{sampling.sampler}, {sampling.steps} steps"
     name = request.workdir / "samples" / _file_name(request, f"{sampling.sampler}{sampling.steps}")
-    what = f"step {int(state.step)}"
-    return Opened(recipe, params, method, batch, None, weak, what, name, how, text, names, (), rows)
+    what = f"step {model.step}"
+    return Opened(recipe, model.params, method, batch, None, weak, what, name, how, text, names, (), rows)
 
 
 def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened:
@@ -294,20 +286,6 @@ def _read_image(path: Place, channels: int) -> np.ndarray:
     return decode_image(open_image(file, str(path)), str(path), channels)
 
 
-def _sampling(base: Sampling, request: Request) -> Sampling:
-    """The run's own way to sample, with what the request says instead; options go with the member they are of."""
-    for field in ("sampler", "guidance_rule", "spacing", "threshold"):
-        options, asked, given = options_field(field), getattr(request, field), {}
-        if asked not in (None, getattr(base, field)):
-            given = {field: asked, options: {}}
-            if field == "sampler":  # eta and variance were the other sampler's
-                given |= {"eta": None, "variance": "small"}
-        base = dataclasses.replace(base, **given)
-        base = dataclasses.replace(base, **{options: {**getattr(base, options), **getattr(request, options)}})
-    asked = {name: getattr(request, name) for name in ("steps", "eta", "guidance")}
-    return dataclasses.replace(base, **{name: value for name, value in asked.items() if value is not None})
-
-
 def _described(settings: dict[str, Any]) -> dict[str, str]:
     """Settings in words, but for those that are not set."""
     return {name: str(value) for name, value in settings.items() if value not in (None, {})}
@@ -381,19 +359,6 @@ def check_size(request: Request, out: Place, num: int, rows: int, shape: tuple[i
 
 def _rows(num: int, rows: int) -> int:
     return min(rows, num) or round(num**0.5)
-
-
-def image_shape(meta: dict[str, Any]) -> tuple[int, int, int]:
-    """The shape of the images the run was trained on, from its checkpoint.
-
-    Raises:
-      UserError: the checkpoint does not say.
-    """
-    shape = meta.get("shape")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n <= 4096 for n in shape)):
-        raise UserError("the checkpoint does not say what shape its images have; it is not one of train.py")
-    h, w, c = shape
-    return h, w, c
 
 
 def _names(num: int, images: Any, form: str | None) -> list[tuple[str, Any]]:

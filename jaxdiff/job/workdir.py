@@ -1,26 +1,29 @@
 """The folder of a run: owned by one job at a time, and holding one run."""
 
 import contextlib
+import datetime
 import errno
 import fcntl
+import importlib.metadata
 import json
 import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-from jaxdiff.config import Config
-from jaxdiff.config.files import read_run, refuse_other_run
+from jaxdiff.config import Config, flat
+from jaxdiff.config.files import UNTRAINED, changed_fields, read_run
 from jaxdiff.data.records import Numbering
 from jaxdiff.errors import UserError, program
 from jaxdiff.storage import Place, in_bucket, place, write_whole
 from jaxdiff.training.checkpoint_files import directory_of, newest_meta
+from jaxdiff.training.checkpoints import report
 from jaxdiff.training.storage_faults import reason
 
 BEAT_S = 10.0  # between the signs of life of who owns a bucket's folder
@@ -178,16 +181,29 @@ def class_numbering(workdir: Place, name: str) -> Numbering:
     return tuple(names) if names else "natural"
 
 
-def check_workdir(config: Config, workdir: Place) -> None:
-    """Refuses a workdir that holds a run of another config.
+def check_workdir(config: Config, workdir: Place, allowed: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Refuses a workdir that holds a run of another config; returns what changes in it by word, `allowed`.
 
     Raises:
       UserError: the fields that differ, or that there is no config to compare with.
     """
     if (workdir / "config.json").exists():
-        refuse_other_run(read_run(workdir), config, untrained=_steps(workdir) == ["0"])
-    elif (workdir / "checkpoints").exists():
+        may = UNTRAINED if _steps(workdir) == ["0"] else ()
+        return changed_fields(flat(read_run(workdir)), flat(config), config.workdir, allowed, may)
+    if (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
+    return {}
+
+
+def add_history(workdir: Place, step: int, origin: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Adds a line to history.jsonl: a start of the run, what it began from, and what changed there by word."""
+    file = workdir / "history.jsonl"
+    about = {"step": step, "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    about |= {"jaxdiff": importlib.metadata.version("jaxdiff"), "jax": jax.__version__, "from": origin}
+    before = file.read_text() if file.exists() else ""
+    write_whole(file, (before + json.dumps({**about, "changed": changed}) + "\n").encode())
+    for name, (old, new) in changed.items():
+        report(f"note: {name} is {new!r} from step {step} on, and was {old!r} ({file.name} keeps note of it)")
 
 
 def _steps(workdir: Place) -> list[str]:

@@ -71,6 +71,7 @@ class Checkpoints:
     Args:
       workdir: a local folder or an object store's address; made where it is missing.
       keep: how many of the newest to keep, >= 1.
+      keep_every: those of multiples of it are kept for good; 0 for none.
       warn: gets one line where something failed and was dealt with.
       folder: of the workdir, in which they lie.
 
@@ -85,6 +86,7 @@ class Checkpoints:
         keep: int = 3,
         warn: Callable[[str], None] = report,
         folder: str = "checkpoints",
+        keep_every: int = 0,
     ):
         import orbax.checkpoint as ocp  # half a second, and only needed to write
 
@@ -92,7 +94,7 @@ class Checkpoints:
 
         if keep < 1:
             raise UserError(f"train.keep={keep} is out of range; it must be >= 1")
-        self._keep, self._warn = keep, warn
+        self._keep, self._keep_every, self._warn = keep, keep_every, warn
         self._directory = directory_of(workdir, folder)
         self._saving: int | None = None
         self._written: Future[None] = Future()
@@ -313,9 +315,11 @@ class Checkpoints:
         return True
 
     def _prune(self) -> None:
-        """Delete all but the newest, once a newer one is whole."""
+        """Delete all but the newest and those to keep for good, once a newer one is whole."""
         if jax.process_index() == 0:
             for step in self.steps()[: -self._keep]:
+                if self._keep_every and step % self._keep_every == 0:
+                    continue
                 (self._directory / str(step)).rmtree(missing_ok=True)
 
     def _remove_temporaries(self) -> None:

@@ -1,6 +1,6 @@
 """Cadences by time, and the hooks of a run that need more than one call: the log with its mean loss, the profile.
 
-A hook is a `loop.Hook`; what it calls is any function of (step, metrics, state). `training_job` puts them together.
+A hook is a `loop.Hook`; what it calls is any function of (step, metrics, state). `job.execution` puts them together.
 """
 
 import datetime
@@ -113,7 +113,7 @@ def log_hooks(
     every: int,
     write: Callable[[int, dict[str, Any]], None],
     mean: Mean,
-    learning_rate: Callable[[Any], Any],
+    learning_rate: Callable[[Any], Any] | None,
     clock: Clock,
 ) -> list[Hook]:
     """Hooks that write a line every so many steps and at the end.
@@ -125,14 +125,15 @@ def log_hooks(
       every: steps between two lines, >= 1.
       write: takes (step, values).
       mean: of the losses since the last line; its state is part of a checkpoint, so that no line depends on stops.
-      learning_rate: of update n, see `optimizer.make_learning_rate`.
+      learning_rate: of update n, see `optimizer.make_learning_rate`; None leaves it out.
       clock: of the run.
     """
 
     def line(step: int, metrics: dict[str, Any], state: Any) -> None:
         del state
         update = np.asarray(max(0, step - 1 - metrics["skipped"]))  # skipped steps do not move the schedule
-        more = {"loss_mean": mean.value, "learning_rate": float(learning_rate(update)), "seconds": clock.totals()}
+        rate = {} if learning_rate is None else {"learning_rate": float(learning_rate(update))}
+        more = {"loss_mean": mean.value, **rate, "seconds": clock.totals()}
         write(step, {**metrics, "images_per_s": round(metrics["images_per_s"], 1), **more})
         if step % every == 0:  # the line at an end is one more: whoever lengthens the run has the next as without it
             mean.reset()
