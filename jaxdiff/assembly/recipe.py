@@ -58,10 +58,8 @@ def check_data(config: Config, num_classes: int, num_devices: int) -> None:
     Raises:
       UserError: what is wrong and what would be right.
     """
-    wanted = config.model.num_classes
-    if config.diffusion.conditioner == "classes" and wanted and wanted != num_classes:
-        has = f"has {num_classes} classes" if num_classes else "has no classes"
-        raise UserError(f"model.num_classes={wanted}, but {config.data.name} {has}; set it to {num_classes}")
+    if wrong := make_conditioner(config).misfit(num_classes):
+        raise UserError(wrong)
     if num_devices % config.parallel.fsdp:
         raise UserError(f"parallel.fsdp={config.parallel.fsdp} must divide the {num_devices} devices")
     unit = num_devices * config.train.accumulate

@@ -23,6 +23,7 @@ class Conditioner(NamedTuple):
       groups: how many kinds of samples a default picture shows, a row each.
       tokenize: of a condition made of captions: texts -> the arrays that `embed` takes, by name, with a row a text.
         `cut` among them, bool, tells which texts had more tokens than fit; it is counted, and no part of batches.
+      misfit: number of classes of the data -> what is wrong with it for this condition, "" for nothing.
     """
 
     spec: dict[str, jax.ShapeDtypeStruct]
@@ -31,6 +32,7 @@ class Conditioner(NamedTuple):
     parse: Callable[[Sequence[str], int], dict[str, np.ndarray]]
     groups: int = 0
     tokenize: Callable[[Sequence[str]], dict[str, np.ndarray]] | None = None
+    misfit: Callable[[int], str] = lambda num_classes: ""
 
 
 def hidden(cond: Cond, null: Cond, hide: Bool[Array, " batch"]) -> Cond:

@@ -28,12 +28,17 @@ def classes(num_classes: int, names: Sequence[str] = ()) -> Conditioner:
         labels = [_number(word, num_classes, names) for word in words] or range(num_classes)
         return {"label": np.array(labels, np.int32)[np.arange(num) % len(labels)]}
 
+    def misfit(found: int) -> str:
+        has = f"has {found} classes" if found else "has no classes"
+        return "" if found == num_classes else f"model.num_classes={num_classes}, but the data {has}; set it to {found}"
+
     return Conditioner(
         {"label": jax.ShapeDtypeStruct((), jnp.int32)},
         lambda params, batch: {"label": batch["label"]},
         lambda params, num: {"label": jnp.full((num,), num_classes, jnp.int32)},
         parse,
         num_classes,
+        misfit=misfit,
     )
 
 
