@@ -9,6 +9,7 @@ quarter is in `train` and the rest in `tones`.
 """
 
 import hashlib
+import importlib.metadata
 import io
 import json
 import re
@@ -111,6 +112,8 @@ def prepare_emoji(out: Path, size: int, packages: Path | None) -> str:
         rendered = _rendered(drawings, splits)
         counts, twins, digest = _write(half, rendered, splits, emoji)
         (half / "LICENCES.md").write_text(_licences(tarballs, size))
+        apache = importlib.metadata.distribution("jaxdiff").read_text("licenses/LICENSE")  # our own is the same text
+        (half / "Apache-2.0.txt").write_text(apache or "https://www.apache.org/licenses/LICENSE-2.0\n")
         shutil.rmtree(half / "packages", ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         half.replace(out)
@@ -346,6 +349,6 @@ def _licences(tarballs: Mapping[str, Path], size: int) -> str:
         lines.append(f"- `{style}`: {said} (npm `{package}`)")
     lines.append("\nTwemoji: Copyright 2019 Twitter, Inc and other contributors, CC-BY-4.0")
     lines.append("(https://creativecommons.org/licenses/by/4.0/).")
-    lines.append("Noto Emoji and FxEmojis: Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0).")
+    lines.append("Noto Emoji and Firefox OS Emoji: the Apache License 2.0, which is in Apache-2.0.txt.")
     lines.append("Fluent Emoji and emojibase: the MIT License, which reads:\n")
     return "\n".join([*lines, _MIT, ""])
