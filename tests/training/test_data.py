@@ -113,6 +113,11 @@ def test_each_row_has_one_of_its_records_captions_drawn_by_seed_step_and_row():
         drawn = np.concatenate([which for index, which in shown.items() if index % 4 == number - 1])
         assert np.abs(np.bincount(drawn, minlength=number) / len(drawn) - 1 / number).max() < 4 * 0.5 / 100
     flipped = Batches(captioned, 3, 100, flip=True, captions=_tokens)[5]
+    mirrored = (flipped["image"] != batches[5]["image"]).any((1, 2, 3))
+    halves = [
+        which == mirror for (label, which), mirror in zip(flipped["tokens"], mirrored, strict=True) if label % 4 == 1
+    ]
+    assert 4 < np.sum(halves) < 21  # of 25 with two captions: the draw is not the flip's
     parts = [Batches(captioned, 3, 100, rows=slice(i, i + 50), captions=_tokens)[5]["tokens"] for i in (0, 50)]
     assert np.array_equal(np.concatenate(parts), batches[5]["tokens"])
     assert np.array_equal(flipped["tokens"], batches[5]["tokens"])
