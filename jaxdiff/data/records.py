@@ -173,7 +173,12 @@ class FolderRecords:
         if captioned:
             texts, self._errors, read = folder_captions(folder, paths, self._ignored)
             self._ignored = [found for found in self._ignored if found not in read]
-            paths += map(Path, {*texts, *self._errors}.difference(found.as_posix() for found in paths))
+            named = {*texts, *self._errors}.difference(found.as_posix() for found in paths)
+            strange = (
+                found for found in named if os.path.exists(folder / found) and not os.path.isfile(folder / found)
+            )
+            self._errors |= dict.fromkeys(strange, "not a file")  # a pipe would be waited for
+            paths += map(Path, named)
         labelled = sorted((numbers.get(found.parts[0], 0), found) for found in paths)
         self._folder = folder
         self._paths = [found.as_posix() for _, found in labelled]
@@ -186,7 +191,7 @@ class FolderRecords:
     def identity(self) -> str:
         """Path and size of every file."""
         files = ((found, self._folder / found) for found in self._paths)
-        return "\n".join(f"{found} {path.stat().st_size if path.exists() else None}" for found, path in files)
+        return "\n".join(f"{found} {path.stat().st_size if os.path.exists(path) else None}" for found, path in files)
 
     @property
     def notes(self) -> list[str]:

@@ -76,7 +76,7 @@ class WebdatasetRecords:
                         if sample.error or sample.key in keys:
                             raise ValueError(sample.error or "a sample of this name came before")
                         if "cls" in sample.parts:
-                            label = _label(_content(file, sample.parts["cls"]))
+                            label = _label(_text(file, sample.parts["cls"]))
                         texts = _captions(file, sample.parts) if captioned else ()
                     except ValueError as error:
                         sample = sample._replace(error=str(error))
@@ -118,7 +118,7 @@ class WebdatasetRecords:
         if "json" not in sample.parts:
             return {}
         with open(self._shards[sample.shard], "rb") as file:
-            return json.loads(_content(file, sample.parts["json"]))
+            return json.loads(_text(file, sample.parts["json"]))
 
     def measure(self, index: int) -> tuple[int, int, int]:
         """Height, width and channels from the picture's header."""
@@ -161,7 +161,8 @@ def _shards(folder: Path, split: str) -> list[Path]:
 
 def _samples(number: int, shard: Path, file: io.BufferedReader) -> Iterator[Sample]:
     """The samples of a shard; one without a name says that the file ends too early."""
-    key, parts = "", {}
+    key, parts, end = "", {}, file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
         archive = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")
         for member in archive:
@@ -170,13 +171,15 @@ def _samples(number: int, shard: Path, file: io.BufferedReader) -> Iterator[Samp
             stem, _, ending = name.partition(".")
             if not member.isfile() or not stem:
                 continue
+            if not 0 <= member.size <= end - member.offset_data:
+                raise tarfile.ReadError("a member longer than the file")
             name = f"{folder.removeprefix('./')}/{stem}".removeprefix("/")
             if name != key:
                 yield from _whole(number, key, parts)
                 key, parts = name, {}
             parts.setdefault(ending.lower(), Part(member.offset_data, member.size))
         is_whole = _content(file, Part(archive.offset, tarfile.BLOCKSIZE)) == bytes(tarfile.BLOCKSIZE)  # its end mark
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # a damaged header may say anything
         if not (key or parts):
             raise UserError(f"{shard}: not a tar file, or a compressed one ({error})") from error
         is_whole = False
@@ -199,6 +202,13 @@ def _content(file: Any, part: Part) -> bytes:
     return file.read(part.size)
 
 
+def _text(file: Any, part: Part) -> bytes:
+    """A member that is no picture. Raises ValueError if it has more than MAX_TEXT_BYTES."""
+    if part.size > MAX_TEXT_BYTES:
+        raise ValueError(f"a text of more than {MAX_TEXT_BYTES} bytes")
+    return _content(file, part)
+
+
 def _label(content: bytes) -> int:
     if not content.strip().isdigit() or len(content) > 20 or int(content) >= MAX_CLASSES:
         raise ValueError(f"{content[:20]!r} in .cls, where the number of a class should be")
@@ -208,11 +218,11 @@ def _label(content: bytes) -> int:
 def _captions(file: Any, parts: dict[str, Part]) -> Captions:
     """Of .txt, or else of .json."""
     if "txt" in parts:
-        return captions_of_lines(_content(file, parts["txt"]._replace(size=min(parts["txt"].size, MAX_TEXT_BYTES + 1))))
+        return captions_of_lines(_text(file, parts["txt"]))
     if "json" not in parts:
         return ()
     try:
-        facts = json.loads(_content(file, parts["json"]))
+        facts = json.loads(_text(file, parts["json"]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f".json: {error}") from None
     if not isinstance(facts, dict):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -104,12 +105,15 @@ BAD = [
     ([_line(0, "x"), _line(1, "x"), {"file_name": "../a.png"}], "line 3: ../a.png is not in the folder", 2),
     ([_line(0, "x"), _line(1, "x"), {"file_name": "/etc/passwd"}], "line 3: /etc/passwd is not in the folder", 2),
     ([_line(0, "x"), _line(1, "x"), {"file_name": "metadata.jsonl", "text": "x"}], "metadata.jsonl: not a PNG", 2),
+    ([_line(0, "x"), _line(1, "x"), {"file_name": "pipe", "text": "x"}], "pipe: not a file", 2),
+    ([_line(0, "x"), _line(1, "x"), {"file_name": "y" * 300, "text": "x"}], "yyy: File name too long", 2),
 ]
 
 
 @pytest.mark.parametrize(("lines", "says", "good"), BAD)
 def test_what_is_wrong_with_metadata_is_named_and_follows_on_error(folder, monkeypatch, lines, says, good):
     (folder / NAMES[2]).unlink()
+    os.mkfifo(folder / "pipe")
     _jsonl(folder, *lines)
     with pytest.raises(UserError) as caught:
         _open(folder)
@@ -255,6 +259,20 @@ def test_a_shard_that_was_cut_anywhere_loses_what_is_missing_and_nothing_else(tm
         _open(tmp_path, "webdataset")
     with pytest.raises(UserError, match="is not a folder; give the one that holds"):
         _open(tmp_path / "none", "webdataset")
+
+
+@pytest.mark.parametrize("size", [b"-0000000001\0", b"77777777777\0", b"\xff" * 12, b"\x80" + b"\xff" * 11])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L"], ids=["file", "pax", "long name"])
+def test_a_shard_whose_headers_lie_ends_before_them(tmp_path, kind, size):
+    path = _shard(tmp_path / "s.tar", *((f"{index}.png", _png(index)) for index in range(3)))
+    content = bytearray(path.read_bytes())
+    header = content[2048:2560]  # of the last picture
+    header[124:136], header[156:157], header[148:156] = size, kind, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[2048:2560] = header
+    path.write_bytes(content)
+    source = open_dataset("webdataset", str(tmp_path), on_error="skip")
+    assert len(source) == 2 and "s.tar: the file ends too early, at 1; copy it again" in source.about.left_out[-1]
 
 
 @pytest.mark.parametrize("label", [b"", b"-1", b"cat", b"9" * 30])
