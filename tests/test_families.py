@@ -21,7 +21,17 @@ from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
 from jaxdiff.models import NETWORKS, DiT
-from jaxdiff.objectives import OBJECTIVES, Consistency, Denoising, Hybrid, MeanFlow
+from jaxdiff.objectives import (
+    OBJECTIVES,
+    Consistency,
+    ContinuousConsistency,
+    Denoising,
+    Hybrid,
+    LatentConsistency,
+    MeanFlow,
+    Progressive,
+    Shortcut,
+)
 from jaxdiff.parallel import make_mesh
 from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
@@ -137,7 +147,7 @@ def test_the_cases_name_every_member():
     assert times == set(TIME_SAMPLINGS.members) and optimizers == set(OPTIMIZERS.members)
     assert rates == set(LEARNING_RATES.members)
     assert set(CODECS.members) == {"pixels"} and set(CONDITIONERS.members) == {"nothing", "classes"}
-    assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency", "mean_flow"}
+    assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency", *FEW_STEPS}
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "weighting", "times", "optimizer", "rate"), TRAININGS)
@@ -177,13 +187,34 @@ def test_a_hybrid_objective_trains_and_samples_with_its_variance(dots):
 
 
 STRAIGHT = Diffusion(schedule="flow", prediction="flow")
-FEW_STEPS = {"mean_flow": (MeanFlow(guidance=2.0), STRAIGHT)}
+ARC = Diffusion(schedule="shifted_cosine", prediction="v")
+FEW_STEPS = {
+    "mean_flow": (MeanFlow(guidance=2.0), STRAIGHT),
+    "shortcut": (Shortcut(guidance=2.0), STRAIGHT),
+    "progressive": (Progressive(first=4, halve_every=1, guidance=2.0), Diffusion(prediction="v")),
+    "continuous_consistency": (ContinuousConsistency(guidance=2.0), ARC),
+    "latent_consistency": (LatentConsistency(), Diffusion(prediction="noise")),
+}
 
 
-@pytest.mark.parametrize("name", FEW_STEPS)
-def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name):
+def saved(config, workdir):
+    """A run of two steps."""
+    _, state = trained(config)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state, {"shape": [4, 6, 1]}, wait=True)
+    (workdir / "config.json").write_text(to_json(config))
+    return str(workdir)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "progressive" else pytest.mark.slow) for name in FEW_STEPS]
+)
+def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name, tmp_path):
     """One device, and four with split parameters and the batch in two parts: equal losses, equal parameters."""
     (objective, diffusion), found = FEW_STEPS[name], []
+    if objective.runs() or name.endswith("consistency"):
+        start = saved(small(dots, model=dots(width=8, num_classes=2), diffusion=diffusion), tmp_path / "start")
+        objective = dataclasses.replace(objective, start=start)
     for devices, fsdp, accumulate in ((1, 1, 1), (4, 2, 2)):
         layout = {"train": Train(batch_size=8, steps=9, accumulate=accumulate), "parallel": Parallel(fsdp=fsdp)}
         config = small(dots, model=dots(width=8, num_classes=2), objective=objective, diffusion=diffusion, **layout)
@@ -198,6 +229,10 @@ def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name):
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[0][1], found[1][1])
     assert not any(np.array_equal(first[told]["kernel"], found[0][1][told]["kernel"]) for told in objective.extra_cond)
+    if name == "progressive":  # the teacher is what the student was before its second step, and split as that
+        teacher, student = state.objective["teacher"], state.params
+        assert jax.tree.map(lambda x: x.sharding, teacher) == jax.tree.map(lambda x: x.sharding, student)
+        assert not np.array_equal(teacher["Dense_0"]["kernel"], first["Dense_0"]["kernel"])
 
 
 @pytest.mark.slow
@@ -214,10 +249,7 @@ def test_a_teacher_is_an_argument_of_the_step_and_no_constant_of_it(dots, tmp_pa
         start = small(dots, model=dots(width=width, num_classes=2), diffusion=Diffusion(prediction="v"))
         workdir = tmp_path / f"{width}"
         if not workdir.exists():
-            program, state = trained(start)
-            with Checkpoints(workdir) as checkpoints:
-                checkpoints.save(state, {"shape": [4, 6, 1]}, wait=True)
-            (workdir / "config.json").write_text(to_json(start))
+            saved(start, workdir)
         objective = Consistency(start=str(workdir), guidance=guidance)
         config = dataclasses.replace(start, objective=objective, parallel=mode)
         program, state = trained(config)

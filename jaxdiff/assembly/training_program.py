@@ -76,7 +76,7 @@ class StepProgram:
             given = given or {}
             params = make_params(key)
             params = jax.tree_util.tree_map_with_path(lambda path, new: given.get(leaf_name(path), new), params)
-            return init_state(params, optimizer, len(train.posthoc_ema), objective.init())
+            return init_state(params, optimizer, len(train.posthoc_ema), objective.init(params))
 
         def average(ema_params: Any, params: Any, step: Any) -> Any:
             return ema.update(ema_params, params, step, train.ema_decay)

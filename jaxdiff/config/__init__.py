@@ -352,7 +352,7 @@ def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
         yield f"sampling.eta={sampling.eta} means nothing to {sampling.sampler}, only to {', '.join(random)}"
     if sampling.sampler == "mean_flow":
         if "r" not in config.objective.extra_cond:
-            yield "sampling.sampler mean_flow needs a network of two times: train with --objective mean_flow"
+            yield "sampling.sampler mean_flow needs a network of two times: train --objective mean_flow or shortcut"
         elif sampling.guidance != 1:
             yield f"sampling.guidance={sampling.guidance}: mean_flow's is trained in (objective.guidance); set it to 1"
     if sampling.variance != "small" and sampling.sampler != "ddpm":

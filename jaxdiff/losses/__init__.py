@@ -6,8 +6,12 @@ from typing import Any
 from jaxdiff.family import Family
 from jaxdiff.keys import example_keys
 from jaxdiff.losses.consistency import consistency_loss, narrowing
+from jaxdiff.losses.continuous_consistency import continuous_consistency_loss
 from jaxdiff.losses.denoising import denoising_loss
+from jaxdiff.losses.latent_consistency import latent_consistency_loss
 from jaxdiff.losses.mean_flow import mean_flow_loss
+from jaxdiff.losses.progressive import progressive_loss
+from jaxdiff.losses.shortcut import shortcut_loss
 from jaxdiff.losses.time_sampling import (
     LossAware,
     LossHistory,
@@ -77,10 +81,12 @@ __all__ = [
     "bits_per_dim",
     "bound_term",
     "consistency_loss",
+    "continuous_consistency_loss",
     "denoising_loss",
     "edm",
     "example_keys",
     "hybrid_loss",
+    "latent_consistency_loss",
     "log_normal",
     "logit_normal",
     "loss_aware",
@@ -90,6 +96,8 @@ __all__ = [
     "output_weight",
     "p2",
     "prior_term",
+    "progressive_loss",
+    "shortcut_loss",
     "sigmoid",
     "simple",
     "stratified",

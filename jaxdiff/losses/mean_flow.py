@@ -83,13 +83,14 @@ def mean_flow_loss(
     if guidance != 1.0:
         pairs = zip(*map(jax.tree.leaves, (cond, away)), strict=True)
         hidden = functools.reduce(jnp.logical_and, [jnp.reshape(a == b, (len(t), -1)).all(axis=1) for a, b in pairs])
-        w = _like(jnp.where(hidden, 1.0, guidance), v)
+        w = like(jnp.where(hidden, 1.0, guidance), v)
         v = jax.lax.stop_gradient(w * v + (1.0 - w) * u(x_t, t, t, away))
     found, slope = jax.jvp(u, (x_t, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
-    goal = jax.lax.stop_gradient(v - _like(t - r, v) * slope)
+    goal = jax.lax.stop_gradient(v - like(t - r, v) * slope)
     error = jnp.sum(jnp.square(found - goal), axis=tuple(range(1, x_0.ndim)))
     return error / jax.lax.stop_gradient(error + 1e-3) ** power
 
 
-def _like(a: Array, x: Array) -> Array:
+def like(a: Array, x: Array) -> Array:
+    """[batch] -> broadcasting against x, in its type."""
     return a.reshape(a.shape + (1,) * (x.ndim - 1)).astype(x.dtype)

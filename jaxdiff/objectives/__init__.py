@@ -3,23 +3,41 @@
 from jaxdiff.family import Family
 from jaxdiff.objectives.base import Objective, ObjectiveOptions, Setting, timed
 from jaxdiff.objectives.consistency import Consistency
+from jaxdiff.objectives.continuous_consistency import ContinuousConsistency
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
+from jaxdiff.objectives.latent_consistency import LatentConsistency
 from jaxdiff.objectives.mean_flow import MeanFlow
+from jaxdiff.objectives.progressive import Progressive
+from jaxdiff.objectives.shortcut import Shortcut
 
 OBJECTIVES = Family(
-    "objective", {"denoising": Denoising, "hybrid": Hybrid, "consistency": Consistency, "mean_flow": MeanFlow}
+    "objective",
+    {
+        "denoising": Denoising,
+        "hybrid": Hybrid,
+        "consistency": Consistency,
+        "mean_flow": MeanFlow,
+        "shortcut": Shortcut,
+        "progressive": Progressive,
+        "continuous_consistency": ContinuousConsistency,
+        "latent_consistency": LatentConsistency,
+    },
 )
 ObjectiveOptions.family = OBJECTIVES
 
 __all__ = [
     "OBJECTIVES",
     "Consistency",
+    "ContinuousConsistency",
     "Denoising",
     "Hybrid",
+    "LatentConsistency",
     "MeanFlow",
     "Objective",
     "ObjectiveOptions",
+    "Progressive",
     "Setting",
+    "Shortcut",
     "timed",
 ]

@@ -22,16 +22,19 @@ class Objective(NamedTuple):
     Attributes:
       loss: (params, frozen, batch, keys [batch]) -> [batch]. The batch holds `image`, `step`, `row`, what the
         conditioner embeds, and what `draw` added; example i uses keys[i] alone.
-      init: () -> the objective's own state, any pytree; saved and resumed like the rest.
+      init: params -> the objective's own state, any pytree; saved and resumed like the rest.
       draw: (state, step key, keys, batch) -> (keys, what is added to the batch), e.g. the times "t" [batch] and the
         "weight" [batch] of each loss in the mean.
       update: (state, batch, losses) -> state, with the drawn batch and the losses of the whole global batch.
+      hold: (state, params, step) -> state, before the loss, which then has it as frozen["own"]: a teacher that the
+        network becomes ("teacher", sharded as parameters are).
     """
 
     loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]
-    init: Callable[[], Any] = tuple
+    init: Callable[[Any], Any] = lambda params: ()
     draw: Callable[[Any, jax.Array, jax.Array, Batch], tuple[jax.Array, Batch]] | None = None
     update: Callable[[Any, Batch, jax.Array], Any] | None = None
+    hold: Callable[[Any, Any, jax.Array], Any] | None = None
 
 
 class Setting(NamedTuple):
@@ -124,7 +127,12 @@ def timed(
             t, weight = times.sample(state, time_keys)
             return keys, {"t": t, "weight": weight}
 
-        return Objective(loss, times.init, aware, lambda state, batch, losses: times.update(state, batch["t"], losses))
+        return Objective(
+            loss,
+            lambda params: times.init(),
+            aware,
+            lambda state, batch, losses: times.update(state, batch["t"], losses),
+        )
     if isinstance(times, Stratified):
 
         def spread(state: Any, step_key: Array, keys: Array, batch: Batch) -> tuple[Array, Batch]:
@@ -158,5 +166,31 @@ def straight(name: str, setting: Setting) -> None:
         fits = setting.recipe.schedule.num_steps is None and np.allclose([1 - alpha, sigma], [0.0, 0.25, 1.0])
     if not fits or setting.recipe.prediction != "flow":
         raise ValueError(f"objective {name} is of straight paths: it needs diffusion.schedule flow and prediction flow")
+    if setting.weighting is not None:
+        raise ValueError(f"objective {name} has its own weights; leave diffusion.weighting at simple")
+
+
+def check_guidance(scale: float, setting: Setting) -> None:
+    """Refuses a trained-in guidance without a condition that is hidden now and then.
+
+    Raises:
+      ValueError: what would be right.
+    """
+    if scale != 1 and not (setting.recipe.conditioner.spec and setting.hide):
+        right = "set model.num_classes and diffusion.class_dropout, or it to 1"
+        raise ValueError(f"objective.guidance={scale} needs a condition that is hidden now and then: {right}")
+
+
+def variance_preserving(name: str, setting: Setting) -> None:
+    """Refuses a process other than a continuous one with alpha^2 + sigma^2 = 1, or a network that does not put out v.
+
+    Raises:
+      ValueError: what would be right.
+    """
+    with jax.ensure_compile_time_eval():
+        alpha, sigma = setting.recipe.schedule(np.array([0.0, 0.25, 0.7], np.float32))
+        fits = setting.recipe.schedule.num_steps is None and np.allclose(alpha**2 + sigma**2, 1.0, atol=1e-5)
+    if not fits or setting.recipe.prediction != "v":
+        raise ValueError(f"objective {name} is of arcs: it needs diffusion.schedule shifted_cosine and prediction v")
     if setting.weighting is not None:
         raise ValueError(f"objective {name} has its own weights; leave diffusion.weighting at simple")

@@ -7,18 +7,15 @@ import jax
 
 from jaxdiff.diffusion import Guidance, denoiser
 from jaxdiff.losses import consistency_loss, narrowing
-from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, objective_of, seen, time_sampling
+from jaxdiff.objectives.base import Batch, Objective, Setting, objective_of, seen, time_sampling
+from jaxdiff.objectives.tuned import Tuned
 from jaxdiff.schema import Between
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency(ObjectiveOptions):
+class Consistency(Tuned):
     """A run tuned for sampling in 1 to 4 steps with lcm, see jaxdiff.losses.consistency_loss."""
 
-    start: str = ""
-    """Workdir of the run to begin with, of the same network and process."""
-    digest: str = ""
-    """Of that run's average, noted when this one begins; another average is refused after that."""
     teacher: bool = True
     """Distil that run; false: learn from the images alone."""
     guidance: Annotated[float, Between(0, 1000)] = 1.0
@@ -28,13 +25,12 @@ class Consistency(ObjectiveOptions):
 
     def runs(self) -> dict[str, str]:
         """Where training starts, and the teacher."""
-        return {"start": self.start, **({"teacher": self.start} if self.teacher else {})}
+        return super().runs() | ({"teacher": self.start} if self.teacher else {})
 
     def make(self, setting: Setting) -> Objective:
         """The objective."""
         recipe, times = setting.recipe, time_sampling(setting)
-        if not self.start:
-            raise ValueError("objective.start is empty; name the workdir of the run to begin with")
+        self.check()
         if recipe.prediction == "x_0":
             raise ValueError(
                 "objective consistency needs diffusion.prediction v, flow, edm or noise: "

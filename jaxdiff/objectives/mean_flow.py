@@ -11,6 +11,7 @@ from jaxdiff.objectives.base import (
     Objective,
     ObjectiveOptions,
     Setting,
+    check_guidance,
     objective_of,
     seen,
     straight,
@@ -36,8 +37,7 @@ class MeanFlow(ObjectiveOptions):
         """The objective."""
         recipe, times = setting.recipe, time_sampling(setting)
         straight("mean_flow", setting)
-        if self.guidance != 1 and not recipe.conditioner.spec:
-            raise ValueError(f"objective.guidance={self.guidance} needs a condition: set model.num_classes, or it to 1")
+        check_guidance(self.guidance, setting)
 
         def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
             s = seen(setting, params, frozen, batch, keys)

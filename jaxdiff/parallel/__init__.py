@@ -50,9 +50,9 @@ def largest_axis(shape: tuple[int, ...], fsdp: int) -> P:
 
 
 RULES: tuple[tuple[str, Rule], ...] = (
-    (r"(^|/)(step|count)$|^objective/", replicated),
+    (r"(^|/)(step|count)$|^objective/(?!teacher/)", replicated),
     (r"/(bias|scale)$", replicated),  # vectors: under 1 % of the bytes, not worth a collective each
-    (r"^(params|ema_params|opt_state|posthoc|frozen)/", largest_axis),
+    (r"^(params|ema_params|opt_state|posthoc|frozen|objective)/", largest_axis),
 )
 
 

@@ -127,6 +127,10 @@ def make_train_step(
         if objective.draw is not None:
             keys, drawn = objective.draw(state.objective, step_key, keys, batch)
             batch |= drawn
+        own = state.objective
+        if objective.hold is not None:
+            own = objective.hold(own, state.params, state.step)
+            frozen = {**frozen, "own": own}
         loss, grads, losses = _loss_and_grads(objective.loss, gather, state.params, frozen, batch, keys, accumulate)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
@@ -135,7 +139,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema(state.ema_params, params, state.step)
-        averages, own = posthoc(state.posthoc, params, state.step), state.objective
+        averages = posthoc(state.posthoc, params, state.step)
         if objective.update is not None:
             seen = (batch, losses)
             everyone = gather(seen) if axis_name is None else jax.lax.all_gather(seen, axis_name, tiled=True)
