@@ -37,7 +37,7 @@ from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES
 from jaxdiff.times import SPACINGS
-from jaxdiff.training.checkpoints import Checkpoints
+from jaxdiff.training.checkpoints import Checkpoints, restore
 from jaxdiff.training.loggers import LOGGERS
 from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS
 
@@ -233,6 +233,9 @@ def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name, tmp_p
         teacher, student = state.objective["teacher"], state.params
         assert jax.tree.map(lambda x: x.sharding, teacher) == jax.tree.map(lambda x: x.sharding, student)
         assert not np.array_equal(teacher["Dense_0"]["kernel"], first["Dense_0"]["kernel"])
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            checkpoints.save(state, {"shape": [4, 6, 1]}, wait=True)
+        jax.tree.map(np.testing.assert_array_equal, restore(tmp_path / "run").objective, state.objective)
 
 
 @pytest.mark.slow
