@@ -4,7 +4,8 @@
 
 An SVM trained on the real training images says what each of 500 class-conditional samples shows; the share that it
 reads as the class asked for is to be >= 98 %. That they are no copies: their mean distance to the nearest training
-image is to be >= 0.85 of what it is for the held-out real images. The exit code is 1 where either fails.
+image is to be >= 0.85 of what it is for the held-out real images. The exit code is 1 where either fails. Whether they
+vary as they should, and are not the mean of their class, the Fréchet distance of pixels to the training images says.
 """
 
 import sys
@@ -16,6 +17,8 @@ from sklearn.svm import SVC
 
 from jaxdiff import commands
 from jaxdiff.data.sources import open_dataset
+from jaxdiff.evaluation.frechet import frechet_distance
+from jaxdiff.evaluation.moments import Gaussian
 
 NUM = 500
 LEAST_READ, LEAST_DISTANCE = 0.98, 0.85
@@ -47,6 +50,10 @@ def nearest(images: np.ndarray, others: np.ndarray) -> float:
     return float(np.sqrt(squares.min(axis=1).clip(0)).mean())
 
 
+def gaussian(images: np.ndarray) -> Gaussian:
+    return Gaussian(len(images), images.mean(axis=0), np.cov(images, rowvar=False))
+
+
 def main() -> int:
     workdir, *options = sys.argv[1:] or ["runs/digits"]
     samples, asked = drawn([workdir, *options])
@@ -57,6 +64,8 @@ def main() -> int:
     distance, reference = nearest(samples, train), nearest(held_out, train)
     print(f"read as the class asked for   {read:.1%} of {NUM} samples (held-out real images: {ceiling:.1%})")
     print(f"distance to nearest training  {distance:.2f} (held-out: {reference:.2f}), ratio {distance / reference:.3f}")
+    apart, floor = (frechet_distance(gaussian(images), gaussian(train)) for images in (samples, held_out))
+    print(f"Fréchet distance of pixels    {apart:.1f} (held-out: {floor:.1f})")
     return int(read < LEAST_READ or distance / reference < LEAST_DISTANCE)
 
 

@@ -19,10 +19,13 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.schedulers import scheduling_lcm
 from make_interop_fixtures import weight
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -64,6 +67,7 @@ UNETS = {
         "upcast_attention": True,
     },
 }
+UNETS["lcm"] = UNETS["1"] | {"time_cond_proj_dim": 256}  # as 1.x, told the guidance scale
 VAE = {
     "block_out_channels": [8, 16],
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -131,9 +135,14 @@ def make_unet(version: str) -> UNet2DConditionModel:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((3, 4, 8, 16), generator=generator)
     text = torch.randn((3, 7, net.config.cross_attention_dim), generator=generator)
+    arrays, told = {"x": x, "text": text, "timesteps": TIMESTEPS}, {}
+    if net.config.time_cond_proj_dim:
+        arrays["guidance"] = torch.tensor([1.0, 4.5, 8.0])
+        embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        told["timestep_cond"] = embed(None, arrays["guidance"] - 1, net.config.time_cond_proj_dim)
     with torch.no_grad():
-        output = net(x, TIMESTEPS, text).sample
-    np.savez_compressed(folder / "io.npz", x=x, text=text, timesteps=TIMESTEPS, output=output)
+        output = net(x, TIMESTEPS, text, **told).sample
+    np.savez_compressed(folder / "io.npz", **arrays, output=output)
     return net
 
 
@@ -184,6 +193,25 @@ def make_pipeline(name: str, parts: dict, version: str, scheduler, steps: int) -
     np.savez_compressed(folder / "io.npz", **arrays)
 
 
+def make_consistency_pipeline(parts: dict) -> None:
+    """LCM's latents to images in four steps, every step's noise the same."""
+    folder = ROOT / "pipeline_lcm"
+    parts = parts | {"scheduler": LCMScheduler(**_SD), "safety_checker": None, "feature_extractor": None}
+    pipeline = LatentConsistencyModelPipeline(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    latents, noise = torch.randn((2, 2, 4, 8, 8), generator=generator)
+    scheduling_lcm.randn_tensor = lambda *args, **kwargs: noise
+    how = {"num_inference_steps": 4, "guidance_scale": 3.0, "latents": latents.clone(), "output_type": "np"}
+    images = pipeline(prompt=[TEXTS[0]] * 2, **how).images
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model_index.json").write_text(pipeline.to_json_string())
+    LCMScheduler(**_SD).save_pretrained(folder / "scheduler")
+    about = {"version": "1", "unet": "lcm", "steps": 4, "guidance": 3.0, "prompt": TEXTS[0], "negative_prompt": ""}
+    (folder / "about.json").write_text(json.dumps(about) + "\n")
+    np.savez_compressed(folder / "io.npz", latents=latents, noise=noise, images=images)
+
+
 def main() -> None:
     """Writes all fixtures and says how large they are."""
     vae, parts = make_vae(), {}
@@ -196,6 +224,7 @@ def main() -> None:
     (ROOT / "texts.json").write_text(json.dumps(TEXTS) + "\n")
     for name, (version, scheduler, steps) in PIPELINES.items():
         make_pipeline(name, parts[version], version, type(scheduler).from_config(scheduler.config), steps)
+    make_consistency_pipeline(parts["1"] | {"unet": make_unet("lcm")})
     modules = (torch, diffusers, transformers, tokenizers, np)
     versions = {module.__name__: module.__version__ for module in modules}
     (ROOT / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")

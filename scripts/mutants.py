@@ -589,6 +589,20 @@ TRAPS = (
         "new = step < 0",
     ),
     Trap(
+        "LCM's network told the scale and not the scale less one",
+        "tests/interop/test_latent.py::test_unet_computes_what_theirs_does[lcm]",
+        "jaxdiff/models/layers.py",
+        'cond["guidance"].astype(jnp.float32) - 1.0',
+        'cond["guidance"].astype(jnp.float32)',
+    ),
+    Trap(
+        "LCM's steps from even ones of the whole process and not of the grid that it was distilled on",
+        "tests/test_stable_diffusion.py::test_images_are_those_of_diffusers[pipeline_lcm]",
+        "jaxdiff/interop/scheduler_steps.py",
+        "endpoint=False)).astype(int)]",
+        "endpoint=False)).astype(int) // 2]",
+    ),
+    Trap(
         "One key for time and noise",
         "tests/losses/test_denoising.py::test_time_and_noise_are_drawn_with_different_keys",
         "jaxdiff/losses/denoising.py",

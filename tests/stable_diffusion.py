@@ -41,7 +41,7 @@ def pipeline_folder(name, target):
     shutil.copy(ROOT / name / "model_index.json", target)
     shutil.copytree(ROOT / name / "scheduler", target / "scheduler")
     shutil.copytree(ROOT / f"tokenizer_{about['version']}", target / "tokenizer")
-    for part in ("unet", "text_encoder"):
-        network_folder(f"{part}_{about['version']}", target / part)
+    network_folder(f"text_encoder_{about['version']}", target / "text_encoder")
+    network_folder(f"unet_{about.get('unet', about['version'])}", target / "unet")
     network_folder("vae", target / "vae")
     return target, about

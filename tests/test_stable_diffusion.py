@@ -1,6 +1,7 @@
 """Text to image: whole pipelines against what diffusers drew (scripts/make_latent_fixtures.py), and the command."""
 
 import functools
+import importlib
 import json
 import shutil
 
@@ -58,6 +59,7 @@ def draw(folder, num, batch_size, mesh, key, **asked):
     "name",
     [
         "pipeline_ddim",
+        "pipeline_lcm",
         pytest.param("pipeline_dpm", marks=pytest.mark.slow),
         pytest.param("pipeline_outdated", marks=pytest.mark.slow),
         pytest.param("pipeline_pndm", marks=pytest.mark.slow),
@@ -65,11 +67,14 @@ def draw(folder, num, batch_size, mesh, key, **asked):
     ],
 )
 def test_images_are_those_of_diffusers(name, tmp_path, monkeypatch):
-    """The same prompts, latents, guidance and steps: DDIM, PNDM and DPM-Solver++; noise and v; an outdated config."""
+    """The same prompts, latents, guidance and steps: DDIM, PNDM, DPM-Solver++, LCM; noise and v; an outdated config."""
     folder, about = pipeline_folder(name, tmp_path / "model")
     io = {key: value.astype(np.float32) for key, value in np.load(ROOT / name / "io.npz").items()}
     latents = jnp.asarray(io["latents"].transpose(0, 2, 3, 1))
     monkeypatch.setattr(diffusion, "normal_like", lambda keys, x: latents)
+    if "noise" in io:  # of every step
+        noise, module = jnp.asarray(io["noise"].transpose(0, 2, 3, 1)), importlib.import_module("jaxdiff.samplers.lcm")
+        monkeypatch.setattr(module, "normal_like", lambda keys, x: noise)
     asked = {name: about[name] for name in ("prompt", "negative_prompt", "steps", "guidance")}
     images = draw(folder, 2, 2, one_device(), jax.random.key(0), **asked)
     assert images.shape[1:3] == (2 * SHAPE[0], 2 * SHAPE[1])

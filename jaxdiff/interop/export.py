@@ -12,7 +12,7 @@ import numpy as np
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, safetensors
 from jaxdiff.interop.diffusers import replace_time_kernel
-from jaxdiff.interop.latent import Part
+from jaxdiff.interop.latent import SCALE, Part
 from jaxdiff.interop.scheduler_fields import VERSION
 from jaxdiff.interop.schedulers import scheduler_config
 from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS
@@ -167,6 +167,9 @@ def export_part(part: Part, folder: os.PathLike | str) -> None:
         if as_convolutions and name.endswith(".weight") and value.ndim == 2:
             value = value[:, :, None, None] if name.split(".")[-2].endswith(one_by_one) else value
         tensors[prefix + name] = np.ascontiguousarray(value)
+    if SCALE in tensors:
+        both = (tensors[name].astype(np.float64) for name in ("time_embedding.linear_1.weight", SCALE))
+        tensors[SCALE] = np.linalg.lstsq(*both)[0].astype(np.float32)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / f"{stem}.safetensors", tensors, {"format": "pt"})

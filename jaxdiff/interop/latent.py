@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names
@@ -19,6 +20,7 @@ from jaxdiff.interop.options import fill
 from jaxdiff.interop.schedulers import read_json
 from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS, read_weights, unwrapped
 from jaxdiff.models import Autoencoder, TextEncoder, UNet
+from jaxdiff.models.layers import GUIDANCE_SINUSOIDS
 
 _UNET: dict[str, Any] = {  # of UNet2DConditionModel 0.42, and two of the Flax class
     "sample_size": None,
@@ -65,7 +67,7 @@ _UNET_ONLY: dict[str, tuple] = {  # what our U-Net has no other form of
     "time_embedding_dim": (None,),
     "time_embedding_act_fn": (None,),
     "timestep_post_act": (None,),
-    "time_cond_proj_dim": (None,),
+    "time_cond_proj_dim": (None, GUIDANCE_SINUSOIDS),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "projection_class_embeddings_input_dim": (None,),
@@ -115,6 +117,9 @@ _TEXT_ONLY: dict[str, tuple] = {
     "model_type": ("clip_text_model",),
 }
 
+SCALE = "time_embedding.cond_proj.weight"
+"""Of LCM: added to the time's sinusoids, where ours is added to what the first layer makes of them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -134,7 +139,7 @@ class Part:
 
 
 def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
-    """A UNet2DConditionModel (or the Flax class of that name) as a `UNet` under a text.
+    """A UNet2DConditionModel (or the Flax class of that name) as a `UNet` under a text; one of LCM's is told the scale.
 
     Args:
       folder: holds config.json and the weights, see `weights.read_weights`.
@@ -167,12 +172,14 @@ def _read(folder: os.PathLike | str, build: Callable, stems: tuple[str, str, str
     notes: list[str] = []
     tensors = unwrapped(read_weights(folder, stems, notes), anchor, str(folder), notes)
     tensors.pop("embeddings.position_ids", None)  # of a text encoder: 0, 1, 2, ..., which old versions saved
+    if SCALE in tensors and anchor in tensors:
+        tensors[SCALE] = np.asarray(tensors[anchor], np.float32) @ np.asarray(tensors[SCALE], np.float32)
     return Part(network, names.load(params, table, tensors, str(folder), sharding), config, tuple(notes))
 
 
-def _abstract(network: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+def _abstract(network: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32, cond: Any = None) -> Any:
     inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs, *([cond] if cond else []))["params"]
 
 
 def text_unet(config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any], Any, names.Table]:
@@ -210,7 +217,10 @@ def text_unet(config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any], Any, nam
         frequency_shift=c["freq_shift"],
     )
     side = 2 ** (levels - 1)
-    params = _abstract(network, (1, side, side, c["in_channels"]), (1,), (1, 1, c["cross_attention_dim"]))
+    cond = {"text": jax.ShapeDtypeStruct((1, 1, c["cross_attention_dim"]), jnp.float32)}
+    if c["time_cond_proj_dim"]:
+        cond["guidance"] = jax.ShapeDtypeStruct((1,), jnp.float32)
+    params = _abstract(network, (1, side, side, c["in_channels"]), (1,), cond=cond)
     return network, c, params, names.diffusers_table(params, levels, text=True)
 
 

@@ -62,6 +62,7 @@ def diffusers_table(params: Any, levels: int, text: bool = False) -> Table:
         "embedding.dense1": "time_embedding.linear_1",
         "embedding.dense2": "time_embedding.linear_2",
         "embedding.classes": "class_embedding",
+        "embedding.guidance": "time_embedding.cond_proj",
     }
     parts = {"block": "resnets", "attention": "attentions"}
     table = {}

@@ -19,7 +19,7 @@ from jaxdiff.interop.schedulers import (
 from jaxdiff.interop.tokenizer import Tokenizer, read_tokenizer
 
 INDEX = "model_index.json"
-_PIPELINES = ("StableDiffusionPipeline", "FlaxStableDiffusionPipeline")
+_PIPELINES = ("StableDiffusionPipeline", "FlaxStableDiffusionPipeline", "LatentConsistencyModelPipeline")
 _CLASSES = {  # of each part
     "unet": ("UNet2DConditionModel", "FlaxUNet2DConditionModel"),
     "vae": ("AutoencoderKL", "FlaxAutoencoderKL"),
@@ -90,7 +90,7 @@ class Pipeline:
 
 
 def read_pipeline(folder: os.PathLike | str, *, sharding: Any = None) -> Pipeline:
-    """A folder of diffusers' StableDiffusionPipeline (1.x and 2.x), or of its Flax class.
+    """A folder of diffusers' StableDiffusionPipeline (1.x and 2.x), of its Flax class, or of LCM's.
 
     Args:
       folder: as `save_pretrained` wrote it, or as published; nothing is downloaded.

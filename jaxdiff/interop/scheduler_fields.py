@@ -75,6 +75,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     | _SIGMAS
     | {"interpolation_type": "linear", "timestep_type": "discrete", "sigma_min": None, "sigma_max": None},
     "EulerAncestralDiscreteScheduler": _COMMON | {"timestep_spacing": "linspace", "rescale_betas_zero_snr": False},
+    "LCMScheduler": _COMMON
+    | _THRESHOLD
+    | {"clip_sample": False, "clip_sample_range": 1.0, "set_alpha_to_one": True, "rescale_betas_zero_snr": False}
+    | {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    | {"original_inference_steps": 50, "timestep_scaling": 10.0},
 }
 _CHOICES: dict[str, tuple] = {  # of each field, in every class that has it; of others any value will do
     "prediction_type": tuple(PREDICTIONS),
@@ -104,7 +109,10 @@ _OF_CLASS: dict[str, dict[str, tuple]] = {
     "EulerAncestralDiscreteScheduler": {"prediction_type": ("epsilon", "v_prediction")},
     "PNDMScheduler": {"prediction_type": ("epsilon", "v_prediction")},
 }
-_NUMBERS = ("beta_start", "beta_end", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio")
+_NUMBERS = (
+    *("beta_start", "beta_end", "clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio"),
+    "timestep_scaling",
+)
 _FLAGS = ("thresholding", "clip_sample", "set_alpha_to_one", "skip_prk_steps", "use_karras_sigmas")
 _MAX_STEPS = 100_000
 
@@ -126,6 +134,9 @@ def filled(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         if field in c and not any(type(c[field]) is type(choice) and c[field] == choice for choice in choices):
             problems.append(f"{field}={c[field]!r} (only {', '.join(map(str, choices))})")
     whole = {"num_train_timesteps": (1, _MAX_STEPS), "steps_offset": (0, _MAX_STEPS)}
+    if "original_inference_steps" in c:
+        top = c["num_train_timesteps"]
+        whole["original_inference_steps"] = (1, top if type(top) is int else _MAX_STEPS)
     for field, (low, high) in whole.items():
         if type(c[field]) is not int or not low <= c[field] <= high:
             problems.append(f"{field}={c[field]!r} (only a whole number in {low}..{high})")

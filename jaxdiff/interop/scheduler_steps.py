@@ -33,6 +33,8 @@ def steps(c: Mapping[str, Any], schedule: Schedule, num_steps: int) -> np.ndarra
     multistep = "solver_order" in c
     if not 1 <= num_steps <= top:
         raise ValueError(f"num_steps must lie in 1..{top}, got {num_steps}")
+    if "original_inference_steps" in c:
+        return _consistency(c, num_steps)
     if c["timestep_spacing"] == "trailing":
         found = np.round(np.arange(top, 0, -top / num_steps)) - 1
     elif c["timestep_spacing"] == "linspace":
@@ -45,6 +47,15 @@ def steps(c: Mapping[str, Any], schedule: Schedule, num_steps: int) -> np.ndarra
     if found[0] >= top:
         raise ValueError(f"{num_steps} steps with steps_offset={offset} begin beyond T = {top}")
     return _karras(c, schedule, found) if c.get("use_karras_sigmas") else found
+
+
+def _consistency(c: Mapping[str, Any], num_steps: int) -> np.ndarray:
+    """LCM's: of the grid that it was distilled on, spread over it from its last."""
+    count = c["original_inference_steps"]
+    if num_steps > count:
+        raise ValueError(f"num_steps must lie in 1..{count}, the steps of its distillation, got {num_steps}")
+    grid = np.arange(count, 0, -1) * (c["num_train_timesteps"] // count) - 1
+    return grid[np.floor(np.linspace(0, count, num_steps, endpoint=False)).astype(int)].astype(float)
 
 
 def is_euler(c: Mapping[str, Any]) -> bool:

@@ -277,6 +277,8 @@ def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[st
         if c["final_sigmas_type"] != "zero":
             notes.append("final_sigmas_type sigma_min: their last step has order 1, ours that of the others")
         return "unipc", {"order": c["solver_order"], "coefficients": c["solver_type"], "full_order": True}
+    if name == "LCMScheduler":
+        return "lcm", {}
     if name == "EulerAncestralDiscreteScheduler":
         return "ddim", {"eta": 1.0}
     if name == "DDPMScheduler":

@@ -49,6 +49,7 @@ def recipe_of(pipeline: Pipeline, shape: tuple[int, int, int]) -> Recipe:
         codec,
         shape,
         frozen={"codec": pipeline.vae.params, "conditioner": pipeline.text.params},
+        extra_cond=("guidance",) if pipeline.unet.config["time_cond_proj_dim"] else (),
     )
 
 

@@ -29,8 +29,8 @@ _FORMS = {  # dtype and shape of each, past the batch
     "guidance": (jnp.floating, (), "one number an image"),
     "r": (jnp.floating, (), "one number an image"),
 }
-VECTORS = ("pooled", "guidance", "r")  # what is added to the time embedding
-_MODULES = {"text": "cross_attention", **dict(zip(VECTORS, VECTORS, strict=True))}  # where parameters of each are
+VECTORS = ("pooled", "r")  # what is added to the time embedding
+_MODULES = {"text": "cross_attention"} | {name: name for name in (*VECTORS, "guidance")}  # where parameters of each are
 
 
 def by_name(cond: Cond) -> dict[str, Array]:

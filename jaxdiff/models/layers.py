@@ -29,6 +29,7 @@ Image = Float[Array, "batch h w c"]
 Keys = Key[Array, " batch"] | None
 
 ZEROS = nn.initializers.zeros
+GUIDANCE_SINUSOIDS = 256  # of a guidance scale, at any width
 
 
 def fan_average(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -279,7 +280,8 @@ class Mlp(nn.Module):
 class Embedding(nn.Module):
     """What the blocks are conditioned on: an MLP of the time's sinusoids, plus those of vectors, plus a row a class.
 
-    All float32. What a vector adds is zero at first, so that a network that was trained without it may go on with it.
+    All float32. A guidance scale's sinusoids enter that MLP, as LCM has it. What a vector or a scale adds is zero at
+    first, so that a network that was trained without it may go on with it.
 
     Attributes:
       channels: the sinusoids.
@@ -302,6 +304,9 @@ class Embedding(nn.Module):
         features = self.features or 4 * self.channels
         emb = timestep_embedding(t, self.channels, self.frequency_shift)
         emb = nn.Dense(features, kernel_init=fan_average, name="dense1")(emb)
+        if "guidance" in cond:
+            scale = timestep_embedding(cond["guidance"].astype(jnp.float32) - 1.0, GUIDANCE_SINUSOIDS)
+            emb += nn.Dense(features, use_bias=False, kernel_init=ZEROS, name="guidance")(scale)
         emb = nn.Dense(features, kernel_init=fan_average, name="dense2")(nn.silu(emb))
         if self.num_classes:
             init = nn.initializers.normal(self.classes_std)
