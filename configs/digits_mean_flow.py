@@ -6,8 +6,9 @@
 
 An SVM trained on the real digits reads 97.8 %, 99.4 % and 99.6 % of 500 samples as the class asked for at 1, 2 and 4
 steps (99.2 % of held-out real ones). Their mean distance to the nearest training image is 1.22, 0.94 and 0.98 of what
-it is for held-out real images. 800 steps, 90 seconds of 2 cores that did other work beside; the loss stays near 1,
-since each example's is divided by itself (`objective.power`).
+it is for held-out real images, and the Fréchet distance of pixels 246, 138 and 98 (18): one step is still near the mean
+of a class. 800 steps, 90 seconds of 2 cores that did other work beside; the loss stays near 1, since each example's is
+divided by itself (`objective.power`).
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
