@@ -64,6 +64,8 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
     dims = {width // num_heads(network, i) for i, width in enumerate(widths)}
     heads = dims if network.num_heads else {network.head_dim}
     problems = []
+    if network.time_scale != 1000:
+        problems.append(f"a time_scale of {network.time_scale:g} (train with model.time_scale=1000)")
     if network.patch > 1:
         problems.append(f"patches of {network.patch} (train with model.patch=1)")
     if len(groups) > 1:

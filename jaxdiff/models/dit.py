@@ -78,6 +78,8 @@ class DiT(NetworkOptions):
     """Classes to condition on; 0 for an unconditional model."""
     frequency_shift: Literal[0, 1] = 0
     """Time embedding's lowest frequency: 0 as DiT, 1 as diffusers computes it."""
+    time_scale: float = 1000.0
+    """What times are multiplied by before their sinusoids: 1000, or some 20 where a loss differentiates in time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute in; parameters, norms, softmax, embeddings and output are float32."""
     remat: bool = False
@@ -109,6 +111,8 @@ class DiT(NetworkOptions):
         ):
             if not low <= getattr(self, field) <= high:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be in {low}..{high}")
+        if not 0.01 <= self.time_scale <= 1e5:
+            raise ValueError(f"time_scale is {self.time_scale}; it must be in 0.01..100000")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         for field, choices in (
@@ -277,6 +281,7 @@ class DiTModule(nn.Module):
         if "image" in cond:
             x = jnp.concatenate([x, cond["image"].astype(x.dtype)], axis=-1)
         size = {"frequency_shift": options.frequency_shift, "features": options.width, "classes_std": 0.02}
+        size["time_scale"] = options.time_scale
         emb = nn.silu(Embedding(SINUSOIDS, options.num_classes, **size, name="embedding")(t, cond))
 
         patches = space_to_depth(x, options.patch)

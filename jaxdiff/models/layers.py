@@ -289,6 +289,7 @@ class Embedding(nn.Module):
       frequency_shift: of `timestep_embedding`.
       features: of the embedding; None for 4 times the sinusoids.
       classes_std: of a new table's entries.
+      time_scale: what times are multiplied by before their sinusoids.
     """
 
     channels: int
@@ -296,13 +297,15 @@ class Embedding(nn.Module):
     frequency_shift: int = 1
     features: int | None = None
     classes_std: float = 1.0
+    time_scale: float = 1000.0
 
     @nn.compact
     def __call__(self, t: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
         """Embed times in [0, 1] and what cond has of label, pooled, guidance and r, see `jaxdiff.models.conditions`."""
         cond = by_name(cond)
         features = self.features or 4 * self.channels
-        emb = timestep_embedding(t, self.channels, self.frequency_shift)
+        slower = self.time_scale / 1000.0
+        emb = timestep_embedding(slower * t, self.channels, self.frequency_shift)
         emb = nn.Dense(features, kernel_init=fan_average, name="dense1")(emb)
         if "guidance" in cond:
             scale = timestep_embedding(cond["guidance"].astype(jnp.float32) - 1.0, GUIDANCE_SINUSOIDS)
@@ -314,7 +317,8 @@ class Embedding(nn.Module):
         for name in VECTORS:
             if name in cond:
                 value = cond[name].astype(jnp.float32)
-                value = timestep_embedding(value, self.channels, self.frequency_shift) if value.ndim == 1 else value
+                if value.ndim == 1:
+                    value = timestep_embedding(slower * value, self.channels, self.frequency_shift)
                 emb += Mlp(features, zero=True, name=name)(value)
         return emb
 

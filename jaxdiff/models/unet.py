@@ -69,6 +69,8 @@ class Model(NetworkOptions):
     """Epsilon of every GroupNorm."""
     frequency_shift: Literal[1, 0] = 1
     """Time embedding's lowest frequency: 1 as DDPM, 0 as ADM."""
+    time_scale: float = 1000.0
+    """What times are multiplied by before their sinusoids: 1000, or some 20 where a loss differentiates in time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute in; parameters, norms, softmax, time embedding and output are float32."""
     remat: bool = False
@@ -135,6 +137,7 @@ class UNet(nn.Module):
     norm_groups: int | None = Model.norm_groups
     norm_eps: float = Model.norm_eps
     frequency_shift: Literal[1, 0] = Model.frequency_shift
+    time_scale: float = Model.time_scale
     dtype: Literal["float32", "bfloat16"] = Model.dtype
     remat: bool = Model.remat
 
@@ -170,7 +173,8 @@ class UNet(nn.Module):
         conditions.check_arrays(cond, x, t, params, channels)
         if "image" in cond:
             x = jnp.concatenate([x, cond["image"].astype(x.dtype)], axis=-1)
-        emb = Embedding(self.channels, self.num_classes, self.frequency_shift, name="embedding")(t, cond)
+        size = {"frequency_shift": self.frequency_shift, "time_scale": self.time_scale}
+        emb = Embedding(self.channels, self.num_classes, **size, name="embedding")(t, cond)
         last = len(self.channel_mults) - 1
 
         h = conv3x3(self.channels, self.dtype, "conv_in")(space_to_depth(x, self.patch)).astype(self.dtype)
@@ -293,6 +297,8 @@ def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
             raise ValueError(f"{field} is {value}; it must divide the channels of every level, {widths}")
     if net.num_heads is not None and net.head_dim is not None:
         raise ValueError(f"num_heads is {net.num_heads} and head_dim {net.head_dim}; give one of them")
+    if not 0.01 <= net.time_scale <= 1e5:
+        raise ValueError(f"time_scale is {net.time_scale}; it must be in 0.01..100000")
     if net.num_classes < 0:
         raise ValueError(f"num_classes is {net.num_classes}; it must be 0 (unconditional) or more")
     if not 0.0 <= net.dropout < 1.0:

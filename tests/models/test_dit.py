@@ -179,6 +179,7 @@ def test_bfloat16_and_remat_change_no_parameter_and_little_else():
         ({"dropout": 1.0}, (8, 8, 3), r"\[0, 1\)"),
         ({"dtype": "float16"}, (8, 8, 3), "float32, bfloat16"),
         ({"frequency_shift": 2}, (8, 8, 3), "0, 1"),
+        ({"time_scale": 0.0}, (8, 8, 3), "time_scale is 0.0"),
         ({"mlp": "relu"}, (8, 8, 3), "gelu, swiglu"),
         ({"registers": -1}, (8, 8, 3), r"registers is -1; it must be in 0\.\.1024"),
         ({"positions": "rope", "width": 12}, (8, 8, 3), "a head's features, 6, must be in fours"),

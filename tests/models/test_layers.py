@@ -270,3 +270,11 @@ def test_embedding_is_float32_and_adds_a_row_a_class():
     assert table.shape == (4, 32) and emb.dtype == jnp.float32
     np.testing.assert_allclose(emb[0] - emb[1], table[0] - table[3], rtol=1e-4, atol=1e-5)
     assert jnp.abs(emb[1] - emb[2]).max() > 1e-2
+
+
+def test_times_may_be_counted_in_larger_steps():
+    """time_scale: both times, and no guidance scale."""
+    t, cond = jnp.array([0.5, 1.0]), {"r": jnp.array([0.2, 0.7]), "guidance": jnp.array([1.5, 4.0])}
+    params = trained(layers.Embedding(8, 0), t, cond)
+    slow = apply(layers.Embedding(8, 0, time_scale=20.0), params, t, cond)
+    np.testing.assert_allclose(slow, apply(layers.Embedding(8, 0), params, t / 50, cond | {"r": cond["r"] / 50}), 1e-4)

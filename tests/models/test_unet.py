@@ -301,6 +301,7 @@ def test_images_need_not_be_square():
         ({"dtype": "float16"}, (8, 8, 3), "float32, bfloat16"),
         ({"downsample_padding": "start"}, (8, 8, 3), "end, both"),
         ({"frequency_shift": 2}, (8, 8, 3), "0, 1"),
+        ({"time_scale": 0.0}, (8, 8, 3), "time_scale is 0.0"),
         ({"norm_groups": 3}, (8, 8, 3), r"must divide the channels of every level, \[8, 16\]"),
         ({"num_heads": 16}, (8, 8, 3), r"must divide the channels of every level, \[8, 16\]"),
         ({"num_heads": 2, "head_dim": 4}, (8, 8, 3), "give one of them"),
