@@ -117,6 +117,8 @@ def denoiser(
 
     def plain(params: Any, cond: Cond) -> Denoiser:
         variables = prepared(params)
+        if recipe.conditioner.encoder is not None:  # once for the whole walk
+            cond = recipe.network.apply(variables, cond, method="encode")
 
         def predict(x_t: jax.Array, t: jax.Array, cond: Cond) -> Any:
             if scale is not None:

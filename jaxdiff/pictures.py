@@ -7,7 +7,10 @@ and renamed into it, so that a reader never sees half a picture.
 import contextlib
 import io
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,6 +23,8 @@ from jaxdiff.storage import Place, write_whole
 
 _GAP = 2  # white pixels around each image
 _MIN_SIDE = 32  # smaller images are enlarged by a whole factor to at least this
+_TITLED_SIDE = 96  # likewise, over a text
+_LINE = 15  # pixels of a line of text
 FORMATS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -31,13 +36,17 @@ _LARGEST_SIDE = {"PNG": 2**16, "JPEG": 65500, "WEBP": 16383}
 _MAX_PIXELS = 2**28  # of one picture
 
 
-def grid(images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = None) -> UInt8[np.ndarray, "H W c"]:
+def grid(
+    images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = None, titles: Sequence[str] = ()
+) -> UInt8[np.ndarray, "H W c"]:
     """One picture of all images: image i stands in row i % rows, so classes that are cycled make the rows.
 
     Args:
       images: uint8 [n, h, w, c], n >= 1; those under 32 pixels are enlarged by a whole factor.
       rows: number of rows, >= 1; columns follow, and cells without an image are white.
       scale: what to enlarge images by instead, each pixel a square.
+      titles: a text under each image, n of them, or under each row, as many as rows; images are larger then, and long
+        texts are wrapped.
 
     Returns:
       uint8 [H, W, c].
@@ -47,7 +56,9 @@ def grid(images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = No
     """
     n, h, w, c = images.shape
     columns = -(-n // rows)
-    enlarge = scale or -(-_MIN_SIDE // min(h, w))
+    enlarge = scale or enlargement((h, w), bool(titles))
+    if titles:
+        return _titled(enlarged(images, enlarge), rows, columns, titles)
     cells = np.full((columns * rows, h, w, c), 255, np.uint8)
     cells[:n] = images
     cells = enlarged(cells, enlarge)
@@ -55,6 +66,52 @@ def grid(images: UInt8[np.ndarray, "n h w c"], rows: int, scale: int | None = No
     cells = cells.reshape(columns, rows, *cells.shape[1:]).transpose(1, 2, 0, 3, 4)
     picture = cells.reshape(rows * cells.shape[1], -1, c)
     return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
+
+
+def enlargement(shape: tuple[int, ...], titled: bool = False) -> int:
+    """The whole factor that brings images of (h, w, ...) to at least 32 pixels a side, or 96 over a text."""
+    return -(-(_TITLED_SIDE if titled else _MIN_SIDE) // min(shape[:2]))
+
+
+def _titled(images: np.ndarray, rows: int, columns: int, titles: Sequence[str]) -> np.ndarray:
+    """The grid with a text under each image, or under each row."""
+    n, h, w, c = images.shape
+    width, each = w + _GAP, len(titles) == n
+    wrapped = [_wrapped(title, w if each else columns * width - _GAP) for title in titles]
+    lines = [max(len(text) for text in wrapped[row :: rows if each else len(titles)]) for row in range(rows)]
+    tops = np.cumsum([_GAP, *(h + 2 * _GAP + _LINE * count for count in lines)])
+    sheet = Image.new("L" if c == 1 else "RGB", (columns * width + _GAP, int(tops[-1])), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        x, y = _GAP + i // rows * width, int(tops[i % rows])
+        sheet.paste(_pil(image), (x, y))
+        if i < len(titles):
+            for line, text in enumerate(wrapped[i]):
+                draw.text((x, y + h + line * _LINE), text, fill="black", font=_font(text))
+    return np.asarray(sheet).reshape(sheet.height, sheet.width, -1)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The text in lines of so many pixels, broken between words, or inside one that is too long."""
+    lines, font = [""], _font(text)
+    for word in re.findall(r"\S+\s*", " ".join(text.split())):
+        if lines[-1] and font.getlength((lines[-1] + word).rstrip()) > width:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and not letter.isspace() and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line.rstrip() for line in lines]
+
+
+@lru_cache
+def _font(text: str) -> Any:
+    """Pillow's own font; for letters that it has not, the first of some usual fonts that the machine has."""
+    if not text.isascii():
+        for name in ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf"):
+            with contextlib.suppress(OSError):
+                return ImageFont.truetype(name, 12)
+    return ImageFont.load_default(12)
 
 
 def enlarged(images: UInt8[np.ndarray, "n h w c"], scale: int) -> UInt8[np.ndarray, "n H W c"]:
@@ -73,7 +130,7 @@ def check_size(ending: str, num: int, rows: int, shape: tuple[int, ...], scale: 
     ...
     jaxdiff.errors.UserError: a picture of 25600 x 25600; WEBP has up to 16383 a side and 268435456 in all
     """
-    scale = scale or (-(-_MIN_SIDE // min(shape[:2])) if rows else 1)
+    scale = scale or (enlargement(shape) if rows else 1)
     columns, gap = (-(-num // rows), _GAP) if rows else (1, 0)
     height, width = (
         (scale * side + gap) * count + gap for side, count in zip(shape[:2], (rows or 1, columns), strict=True)

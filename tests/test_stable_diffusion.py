@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     return pipeline_folder("pipeline_v", tmp_path_factory.mktemp("sd") / "model")[0]
 
 
-HORSE = {"prompt": "a red horse", "negative_prompt": "blurry", "steps": 3, "guidance": 2.0}
+HORSE = {"prompt": ("a red horse",), "negative_prompt": "blurry", "steps": 3, "guidance": 2.0}
 
 
 def draw(folder, num, batch_size, mesh, key, **asked):
@@ -76,6 +76,7 @@ def test_images_are_those_of_diffusers(name, tmp_path, monkeypatch):
         noise, module = jnp.asarray(io["noise"].transpose(0, 2, 3, 1)), importlib.import_module("jaxdiff.samplers.lcm")
         monkeypatch.setattr(module, "normal_like", lambda keys, x: noise)
     asked = {name: about[name] for name in ("prompt", "negative_prompt", "steps", "guidance")}
+    asked["prompt"] = (asked["prompt"],)
     images = draw(folder, 2, 2, one_device(), jax.random.key(0), **asked)
     assert images.shape[1:3] == (2 * SHAPE[0], 2 * SHAPE[1])
     assert np.mean(np.abs(images) < 1) > 0.5  # theirs are clipped

@@ -1,6 +1,6 @@
 """A config becomes parts, once and here: recipe, objective's setting, method; and what only they can check."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.codecs import CODECS
@@ -12,6 +12,7 @@ from jaxdiff.diffusion import Guidance, Method, Recipe
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
+from jaxdiff.models.caption_encoder import Encoded
 from jaxdiff.objectives import Objective, Setting
 from jaxdiff.samplers import SAMPLERS, Sampler
 from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS, make_learning_rate, make_optimizer
@@ -20,8 +21,8 @@ PADDED_STEPS = 1000
 """Steps that one compiled sampling program serves on a continuous schedule; more of them compile another."""
 
 
-def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: Sequence[str] = ()) -> Recipe:
-    """The parts of a config for images of a shape.
+def make_recipe(config: Config, image_shape: tuple[int, int, int], about: Mapping[str, Any] | None = None) -> Recipe:
+    """The parts of a config for images of a shape; `about` them, see `make_conditioner`.
 
     Raises:
       UserError: the network does not fit the images.
@@ -29,13 +30,15 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], class_names: 
     diffusion, model = config.diffusion, config.model
     codec = CODECS.build(diffusion.codec, decoded(CODECS, diffusion.codec, diffusion.codec_options))
     shape = codec.shape(image_shape)
-    conditioner = make_conditioner(config, class_names)
+    conditioner = make_conditioner(config, about)
+    encoder = conditioner.encoder
     try:
-        model.check(shape, [*conditioner.spec, *config.objective.extra_cond])
+        model.check(shape, [*(encoder.says if encoder else conditioner.spec), *config.objective.extra_cond])
     except ValueError as error:
         raise UserError(f"model.{error}") from None
     learned = config.objective.learned_variance
     network = model.module(shape[-1] * (2 if learned else 1))
+    network = Encoded(encoder, network) if encoder else network
     schedule = make_schedule(diffusion)
     extra = config.objective.extra_cond
     return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned, extra_cond=extra)

@@ -151,7 +151,7 @@ class Program(StepProgram):
         """Raises UserError if the config does not fit the images or the devices (all of `jax.devices()`)."""
         devices = jax.devices() if devices is None else devices
         self.source: Any = source
-        self.recipe = recipe = make_recipe(config, source.shape)
+        self.recipe = recipe = make_recipe(config, source.shape, {"captions": getattr(source, "captions", ())})
         check_data(config, source.num_classes, len(devices))
         mesh = parallel.make_mesh(config.parallel.fsdp, devices)
         loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
@@ -206,7 +206,14 @@ def _noted(config: Config, loaded: dict[str, Any]) -> Config:
     return dataclasses.replace(config, objective=dataclasses.replace(config.objective, digest=found))
 
 
-_SAME = ("model.", "diffusion.schedule", "diffusion.num_steps", "diffusion.zero_snr", "diffusion.prediction")
+_SAME = (
+    "model.",
+    "diffusion.conditioner",
+    "diffusion.schedule",
+    "diffusion.num_steps",
+    "diffusion.zero_snr",
+    "diffusion.prediction",
+)
 
 
 def _average(config: Config, name: str) -> Any:

@@ -17,10 +17,10 @@ from jaxdiff.storage import place
 
 @dataclasses.dataclass(frozen=True)
 class SampleArguments(Processes):
-    """Draw samples from a run with its EMA parameters, or images of a text from a Stable Diffusion folder."""
+    """Draw samples from a run with its EMA parameters, or images of texts from it or a Stable Diffusion folder."""
 
     workdir: tyro.conf.Positional[FileName] = ""
-    """The run; or, with --prompt, a diffusers folder (model_index.json, unet, vae, text_encoder, ...)."""
+    """The run; or a diffusers folder (model_index.json, unet, vae, text_encoder, ...), which needs --prompt."""
     sampler: str | None = None
     """Sampling method; default: the run's own, and so for the next three."""
     sampler_options: Options = dataclasses.field(default_factory=dict)
@@ -34,7 +34,7 @@ class SampleArguments(Processes):
     eta: float | None = None
     """Randomness, 0 to 1, of a method that has it."""
     guidance: float | None = None
-    """Guidance scale; default with --prompt 7.5."""
+    """Guidance scale; default of a Stable Diffusion folder 7.5."""
     guidance_rule: str | None = None
     """How the condition is exaggerated: cfg, interval, rescaled, apg, cfg_pp, cfg_zero_star or autoguidance."""
     guidance_options: Options = dataclasses.field(default_factory=dict)
@@ -46,11 +46,11 @@ class SampleArguments(Processes):
     seed: int = 0
     """Sample i depends on the seed and i alone."""
     num: int | None = None
-    """How many; default 64, or 4 with --trajectory, 1 with --prompt."""
+    """How many; default one of each prompt, else 64, or 4 with --trajectory."""
     classes: tuple[str, ...] = ()
     """Classes to go through in turn, by number or name; default all."""
     batch_size: int | None = None
-    """How many to draw at once; default 64, or 4 with --prompt."""
+    """How many to draw at once; default 64, or 4 of a Stable Diffusion folder."""
     trajectory: tyro.conf.FlagCreatePairsOff[bool] = False
     """Draw the walk from noise to image instead: x_t and the x_0 estimate."""
     out: FileName = ""
@@ -59,8 +59,10 @@ class SampleArguments(Processes):
     """Of the single images in a folder; default png, which also holds how each was drawn."""
     scale: int | None = None
     """Enlarge images so many times, pixels as squares; default in a grid: to at least 32 pixels a side."""
-    prompt: str | None = None
-    """A text to make images of."""
+    prompt: tuple[str, ...] = ()
+    """Texts to make images of, of a run with diffusion.conditioner text or a Stable Diffusion folder."""
+    prompts: FileName = ""
+    """A file with such a text a line."""
     negative_prompt: str = ""
     """What guidance leads away from."""
     init_image: FileName = ""
@@ -70,11 +72,11 @@ class SampleArguments(Processes):
     mask: FileName = ""
     """With --init-image: a picture of the same size; white is drawn anew, black stays."""
     height: int | None = None
-    """Pixels, with --prompt; default the model's own."""
+    """Pixels, of a Stable Diffusion folder; default the model's own."""
     width: int | None = None
     """Likewise."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """What to compute in, with --prompt; default float32 (norms, softmax and the last layer always are)."""
+    """What to compute in, of a Stable Diffusion folder; default float32 (norms, softmax, last layer always are)."""
     step: int | None = None
     """The checkpoint to draw with, of those kept; default the newest."""
     ema: float | None = None
@@ -96,7 +98,7 @@ def run(argv: list[str]) -> tuple[int, str]:
         from jaxdiff.job import sampling as sampling_job
 
         asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
-        for name in ("workdir", "out", "init_image", "mask"):
+        for name in ("workdir", "out", "init_image", "mask", "prompts"):
             asked[name] = place(asked[name]) if asked[name] else None
         return sampling_job.draw(sampling_job.Request(**asked))
 

@@ -2,9 +2,13 @@
 
 from jaxdiff.conditioning.base import Cond, Conditioner, hidden, nothing
 from jaxdiff.conditioning.classes import classes
-from jaxdiff.conditioning.text import text
+from jaxdiff.conditioning.text import frozen_text, text
 from jaxdiff.family import Family
 
-CONDITIONERS = Family("conditioner", {"nothing": nothing, "classes": classes}, given=("num_classes", "names"))
+CONDITIONERS = Family(
+    "conditioner",
+    {"nothing": nothing, "classes": classes, "text": text},
+    given=("num_classes", "names", "captions", "known"),
+)
 
-__all__ = ["CONDITIONERS", "Cond", "Conditioner", "classes", "hidden", "nothing", "text"]
+__all__ = ["CONDITIONERS", "Cond", "Conditioner", "classes", "frozen_text", "hidden", "nothing", "text"]

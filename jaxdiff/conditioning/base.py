@@ -1,6 +1,6 @@
 """The contract of a conditioner: what a network is told beside x_t and t, and how to say nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +20,25 @@ class Conditioner(NamedTuple):
       embed: (params, a batch of the data) -> cond; params are the conditioner's own.
       null: (params, number of examples) -> the cond that says nothing, which dropout in training and guidance both use.
       parse: (what the command line says, number of samples) -> a batch of what `embed` takes, NumPy.
-      groups: how many kinds of samples a default picture shows, a row each.
+      examples: what a default picture shows, in words of `parse`, a row each.
       tokenize: of a condition made of captions: texts -> the arrays that `embed` takes, by name, with a row a text.
         `cut` among them, bool, tells which texts had more tokens than fit; it is counted, and no part of batches.
       misfit: number of classes of the data -> what is wrong with it for this condition, "" for nothing.
+      dropped: text -> what of it does not fit into the tokens, "" if all does.
+      encoder: a module, cond -> what the network is told, by the names in its `says`; it is trained with the network.
+      known: what it took from the data, JSON: kept with the run, and given as `known` to make the conditioner again.
     """
 
     spec: dict[str, jax.ShapeDtypeStruct]
     embed: Callable[[Any, dict[str, jax.Array]], Cond]
     null: Callable[[Any, int], Cond]
     parse: Callable[[Sequence[str], int], dict[str, np.ndarray]]
-    groups: int = 0
+    examples: tuple[str, ...] = ()
     tokenize: Callable[[Sequence[str]], dict[str, np.ndarray]] | None = None
     misfit: Callable[[int], str] = lambda num_classes: ""
+    dropped: Callable[[str], str] = lambda text: ""
+    encoder: Any = None
+    known: Mapping[str, Sequence[str]] = {}
 
 
 def hidden(cond: Cond, null: Cond, hide: Bool[Array, " batch"]) -> Cond:

@@ -37,7 +37,7 @@ def classes(num_classes: int, names: Sequence[str] = ()) -> Conditioner:
         lambda params, batch: {"label": batch["label"]},
         lambda params, num: {"label": jnp.full((num,), num_classes, jnp.int32)},
         parse,
-        num_classes,
+        tuple(map(str, range(num_classes))),
         misfit=misfit,
     )
 

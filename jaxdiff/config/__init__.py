@@ -1,7 +1,7 @@
 """What a run is: frozen dataclasses, and what makes them valid. Their files are read in config/files.py."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -73,9 +73,9 @@ class Diffusion:
     class_dropout: Annotated[float, Between(0, 1)] = 0.1
     """How often the condition is hidden in training, which guidance needs."""
     conditioner: str = "classes"
-    """What the network is told, see jaxdiff.conditioning: classes, where the model has them, or nothing."""
+    """What the network is told, see jaxdiff.conditioning: classes, where the model has them, text, or nothing."""
     conditioner_options: Options = dataclasses.field(default_factory=dict)
-    """Options of the conditioner."""
+    """Options of the conditioner, such as max_tokens of text."""
     codec: str = "pixels"
     """What of an image is diffused, see jaxdiff.codecs."""
     codec_options: Options = dataclasses.field(default_factory=dict)
@@ -249,14 +249,18 @@ def make_schedule(diffusion: Diffusion) -> Schedule:
     return schedule.rescale_zero_snr()
 
 
-def make_conditioner(config: Config, class_names: Sequence[str] = ()) -> Conditioner:
+def make_conditioner(config: Config, about: Mapping[str, Any] | None = None) -> Conditioner:
     """What makes cond of a batch.
+
+    Args:
+      config: the run's.
+      about: what is known of the data: names of the classes, captions, or known, see `Conditioner`.
 
     Raises:
       ValueError: what cannot be, and what could.
     """
     name, options = config.diffusion.conditioner, config.diffusion.conditioner_options
-    given = {"num_classes": config.model.num_classes, "names": class_names}
+    given = {"num_classes": config.model.num_classes, **(about or {})}
     return CONDITIONERS.build(name, decoded(CONDITIONERS, name, options), **given)
 
 
@@ -280,7 +284,6 @@ def times(config: Config, sampling: Sampling, max_steps: int | None = None) -> n
 _FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its options are in FIELD_options
     ("diffusion", "weighting", WEIGHTINGS),
     ("diffusion", "time_sampling", TIME_SAMPLINGS),
-    ("diffusion", "conditioner", CONDITIONERS),
     ("diffusion", "codec", CODECS),
     ("optimizer", "name", OPTIMIZERS),
     ("optimizer", "schedule", LEARNING_RATES),
@@ -298,7 +301,11 @@ def _problems(config: Config) -> Iterator[str]:
             decoded(family, getattr(part, field), getattr(part, options_field(field)))
         except ValueError as error:
             yield f"{group}.{field}: {error}"
-    schedule = None
+    conditioner = schedule = None
+    try:
+        conditioner = make_conditioner(config)
+    except ValueError as error:
+        yield f"diffusion.conditioner: {error}"
     try:
         schedule = make_schedule(diffusion)
     except (ValueError, TypeError) as error:
@@ -313,7 +320,7 @@ def _problems(config: Config) -> Iterator[str]:
     if schedule is not None:
         yield from _sampling_problems(config, schedule)
     if sampling.guidance != 1 and sampling.guidance_rule != "autoguidance":
-        if diffusion.conditioner in CONDITIONERS.members and not make_conditioner(config).spec:
+        if conditioner is not None and not conditioner.spec:
             yield f"sampling.guidance={sampling.guidance} needs a condition: set model.num_classes, or guidance to 1"
         elif not diffusion.class_dropout:
             yield f"sampling.guidance={sampling.guidance} needs diffusion.class_dropout above 0 (0.1 is usual)"

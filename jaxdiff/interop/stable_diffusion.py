@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxdiff.codecs import latents
-from jaxdiff.conditioning import Cond, text
+from jaxdiff.conditioning import Cond, frozen_text
 from jaxdiff.diffusion import Recipe
 from jaxdiff.errors import UserError
 from jaxdiff.interop import scheduler_steps
@@ -40,7 +40,9 @@ def recipe_of(pipeline: Pipeline, shape: tuple[int, int, int]) -> Recipe:
     scheduler, vae = pipeline.scheduler, pipeline.vae.network
     codec = latents(vae, 2 ** (len(vae.channel_mults) - 1), shape[-1], pipeline.scale)
     encoder, tokenizer = pipeline.text.network, pipeline.tokenizer
-    conditioner = text(encoder, lambda texts: tokenizer(list(texts), pipeline.max_tokens), encoder.features)
+    most = pipeline.max_tokens
+    tokenize = lambda texts: tokenizer(list(texts), most)  # noqa: E731
+    conditioner = frozen_text(encoder, tokenize, encoder.features, lambda text: tokenizer.dropped(text, most))
     return Recipe(
         scheduler.walk,
         scheduler.prediction,

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Comparison:
 
     Args:
       config: of the run.
+      about: what its conditioner is to know of the data, see `make_conditioner`.
       source: the images to compare with, all of them in moments, `num` of them in what needs features.
       extractor: of the features.
       num: samples of a set.
@@ -67,6 +68,7 @@ class Comparison:
     def __init__(
         self,
         config: Config,
+        about: Mapping[str, Any],
         source: Source,
         extractor: Extractor,
         num: int,
@@ -74,7 +76,8 @@ class Comparison:
         mesh: Mesh,
         track: Callable[[Sequence[Any], str], Any] = quietly,
     ):
-        self.source, self._config, self._num, self._mesh, self._track = source, config, num, mesh, track
+        self.source, self._config, self._about, self._num = source, config, about, num
+        self._mesh, self._track = mesh, track
         self._collector = Collector(extractor, source.shape, batch_size, mesh)
         self._size = self._collector.batch_size
 
@@ -83,21 +86,21 @@ class Comparison:
         return self._collect(source, self._num, "floor", [])
 
     @functools.cached_property
-    def _known(self) -> tuple[Collected, np.ndarray]:
-        labels: list[np.ndarray] = []
-        real = self._collect(self.source, len(self.source), "reference", labels)
-        return real, np.concatenate(labels)[: self._num]
+    def _known(self) -> tuple[Collected, dict[str, np.ndarray]]:
+        found: list[dict[str, np.ndarray]] = []
+        real = self._collect(self.source, len(self.source), "reference", found)
+        return real, {name: np.concatenate([part[name] for part in found])[: self._num] for name in found[0]}
 
     @property
     def real(self) -> Collected:
         """What is kept of the source; collected when first asked for."""
         return self._known[0]
 
-    def _collect(self, source: Source, n: int, what: str, labels: list[np.ndarray]) -> Collected:
+    def _collect(self, source: Source, n: int, what: str, known: list[dict[str, np.ndarray]]) -> Collected:
         def batches() -> Iterator[np.ndarray]:
             for part in self._track(parts(source, n, self._size), what):
                 records = source.gather(part)
-                labels.append(records["label"])
+                known.append({name: records[name] for name in ("label", "record")})
                 yield records["image"]
 
         return self._collector.collect(batches(), self._num)
@@ -105,23 +108,27 @@ class Comparison:
     def sampled(self, sampling: Sampling) -> Callable[..., tuple[Collected, float]]:
         """(params, seed, weak=None) -> what is kept of samples drawn so, and how many came a second.
 
-        Sample i is that of `jaxdiff sample --seed SEED`, of the class of the source's i-th image, and so drawn as often
-        as in the data. The first batch, which compiles, does not count in the rate.
+        Sample i is that of `jaxdiff sample --seed SEED`, of the class or first caption of the source's i-th image, and
+        so drawn as often as in the data. The first batch, which compiles, does not count in the rate.
 
         Raises:
           UserError: the condition of samples cannot be made up.
         """
         config, num, size = self._config, self._num, self._size
-        recipe = make_recipe(config, self.source.shape)
+        recipe = make_recipe(config, self.source.shape, self._about)
+        conditioner = recipe.conditioner
         draw = make_draw(recipe, make_method(config, sampling), size, self._mesh)
         try:
-            everything = recipe.conditioner.parse([], num)
+            everything = {} if conditioner.tokenize else conditioner.parse([], num)
         except ValueError as error:
             raise UserError(f"metrics of samples: {error}") from None
 
         def collect(params: Any, seed: int, weak: Any = None) -> tuple[Collected, float]:
             if "label" in everything and config.model.num_classes == self.source.num_classes:
-                everything["label"] = self._known[1]
+                everything["label"] = self._known[1]["label"]
+            if conditioner.tokenize:
+                texts = [self.source.captions[record][0] for record in self._known[1]["record"]]
+                everything.update(conditioner.parse(texts, num))
             key, seconds = purpose_key(seed, "sample"), []
 
             def batches() -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from jaxdiff import pictures, samplers
 from jaxdiff.assembly.recipe import make_recipe
-from jaxdiff.config import Config, Sampling, make_schedule, validate
+from jaxdiff.config import Config, Sampling, make_conditioner, make_schedule, validate
 from jaxdiff.config.files import read_run
 from jaxdiff.data.sources import Source, open_dataset
 from jaxdiff.errors import UserError
@@ -28,6 +28,7 @@ from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference,
 from jaxdiff.job.comparison import Comparison, check_num, parts
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
+from jaxdiff.job.trained import known_words
 from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
@@ -87,6 +88,8 @@ class Evaluation:
         num = self._arguments.bits_num
         if not 2 <= num <= len(test):
             raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
+        if make_conditioner(self._config).tokenize is not None:
+            raise UserError(f"{kind}: of runs that are told by text it is not measured")
         if classes and classes != test.num_classes:
             raise UserError(f"{kind}: the model has {classes} classes, and the test images have {test.num_classes}")
         schedule = self._config.diffusion.schedule
@@ -101,7 +104,7 @@ class Evaluation:
         workdir, classes = self._arguments.workdir, self._config.model.num_classes
         numbering = class_numbering(workdir, data.name) if classes else "natural"
         where = data.name, path, split, data.resize, data.on_error, data.background, data.allow_empty
-        return open_dataset(*where, numbering)
+        return open_dataset(*where, numbering, make_conditioner(self._config).tokenize is not None)
 
     def _test_images(self) -> Source | None:
         """The test split, or what --test-path names; a folder has no splits."""
@@ -119,6 +122,7 @@ class Evaluation:
         """Measures what is not yet in scores.json; returns the table, and a line for the bits."""
         copies = NamedSharding(self._mesh, PartitionSpec())
         state, meta = restore_with_meta(self._arguments.workdir, sharding=copies)
+        self._known = known_words(meta)
         self._state = state
         for source in (self._train if self._metrics else None, self._test):
             if source is not None and list(source.shape) != meta.get("shape"):
@@ -138,7 +142,8 @@ class Evaluation:
         """The table of samples against the reference."""
         reference, seed = self._reference(), self._arguments.seed
         how = self._extractor, self._arguments.num, self._batch_size, self._mesh, self._track
-        comparison, copies = Comparison(self._config, self._train, *how), NamedSharding(self._mesh, PartitionSpec())
+        comparison = Comparison(self._config, self._known, self._train, *how)
+        copies = NamedSharding(self._mesh, PartitionSpec())
 
         def measured(score: Score, cell: Sampling | None) -> Score:
             known = self._file.find(score) or score

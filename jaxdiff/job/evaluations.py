@@ -59,7 +59,8 @@ class Evaluations:
             check_num(train.evaluate_num, source, self._metrics, "train.evaluate_num")
             extractor = choose(train.evaluate_features or None, source.shape)
             size = min(_BATCH, train.evaluate_num)
-            self._comparison = Comparison(config, source, extractor, train.evaluate_num, size, program.mesh)
+            about = {"known": program.recipe.conditioner.known}
+            self._comparison = Comparison(config, about, source, extractor, train.evaluate_num, size, program.mesh)
             self._sampled = self._comparison.sampled(config.sampling)
         if "validation_loss" in train.evaluate_metrics:
             path, folder = train.evaluate_path, config.data.name == "folder"

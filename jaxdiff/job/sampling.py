@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
 from jaxdiff.assembly.recipe import make_method, unseen
+from jaxdiff.conditioning import Conditioner
 from jaxdiff.config import Sampling, decoded, validate
 from jaxdiff.config.arguments import options_field
 from jaxdiff.data.decoding import decode_image, open_image
@@ -64,7 +65,8 @@ class Request:
     out: Place | None = None
     format: Literal["png", "jpg", "webp"] | None = None
     scale: int | None = None
-    prompt: str | None = None
+    prompt: tuple[str, ...] = ()
+    prompts: Place | None = None
     negative_prompt: str = ""
     init_image: Place | None = None
     strength: float = 0.75
@@ -94,6 +96,7 @@ class Opened(NamedTuple):
       class_names: by number; () where there are none.
       notes: lines to print.
       rows: of a grid; 0 for about a square.
+      texts: of samples 0, 1, ... in turn, to be written under them; () for none.
     """
 
     recipe: Recipe
@@ -109,6 +112,12 @@ class Opened(NamedTuple):
     class_names: Sequence[str]
     notes: tuple[str, ...]
     rows: int
+    texts: tuple[str, ...] = ()
+
+    def titles(self, num: int) -> tuple[str, ...]:
+        """What stands in a grid of num samples under each row or under each picture."""
+        texts = self.texts if len(self.texts) > 1 else ()
+        return texts if self.rows or not texts else tuple(texts[i % len(texts)] for i in range(num))
 
 
 def draw(request: Request) -> tuple[int, str]:
@@ -119,7 +128,9 @@ def draw(request: Request) -> tuple[int, str]:
     """
     processes.agree({name: str(value) for name, value in vars(request).items()})
     is_pipeline = (request.workdir / INDEX).exists()
-    num = request.num if request.num is not None else 1 if is_pipeline else WALKS if request.trajectory else 64
+    request = dataclasses.replace(request, prompt=_prompts(request), prompts=None)
+    usual = len(request.prompt) or (WALKS if request.trajectory else 64)
+    num = usual if request.num is None else request.num
     batch_size = request.batch_size if request.batch_size is not None else 4 if is_pipeline else 64
     check_numbers(request, num, batch_size)
     if request.out is not None:
@@ -129,7 +140,10 @@ def draw(request: Request) -> tuple[int, str]:
     recipe, method = opened.recipe, opened.method
     out = request.out or opened.name
     check_out(request, out, num)
-    check_size(request, out, num, opened.rows, recipe.codec.image_shape(recipe.shape))
+    shape, titles = recipe.codec.image_shape(recipe.shape), opened.titles(num)
+    if titles and request.scale is None and ending(out) in pictures.FORMATS:
+        request = dataclasses.replace(request, scale=pictures.enlargement(shape, titled=True))
+    check_size(request, out, num, opened.rows, shape)
     given: dict[str, Any] = {}
     if request.init_image is not None:
         given, method = _given(request, opened, num)
@@ -154,8 +168,8 @@ def draw(request: Request) -> tuple[int, str]:
         times = method.times[: int(np.count_nonzero(np.diff(method.times))) + 1]
         _write_trajectory(out, drawn[1], times, text)
     else:
-        labels = opened.batch.get("label")
-        write_images(request, out, pictures.to_uint8(drawn), text, labels, opened.rows, opened.class_names)
+        said = {"labels": opened.batch.get("label"), "names": opened.class_names, "texts": opened.texts}
+        write_images(request, out, pictures.to_uint8(drawn), text, **said, rows=opened.rows, titles=titles)
     notes = [f"note: {note}" for note in opened.notes]
     return 0, "\n".join([*notes, f"{num} samples of {opened.what} ({opened.how}, {seconds:.1f} s) in {out}"])
 
@@ -170,22 +184,34 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
     asked = {field.name: getattr(request, field.name, None) for field in dataclasses.fields(Sampling)}
     sampling = with_sampling(model.config.sampling, {name: value for name, value in asked.items() if value is not None})
     config = validate(dataclasses.replace(model.config, sampling=sampling))
-    for option in ("prompt", "negative_prompt", "height", "width", "dtype"):
+    recipe, conditioner = model.recipe, model.recipe.conditioner
+    reads_text = conditioner.tokenize is not None
+    foreign = ("height", "width", "dtype", *(("classes",) if reads_text else ("prompt", "negative_prompt")))
+    for option in foreign:
         if getattr(request, option):
-            named = option.replace("_", "-")
-            raise UserError(f"--{named}: {request.workdir} is a run, which takes no prompt and has one size and dtype")
-    recipe, names = model.recipe, model.class_names
-    batch = _parsed(lambda: recipe.conditioner.parse(request.classes, num), "--classes")
+            named, takes = option.replace("_", "-"), "--prompt, no classes," if reads_text else "no prompt"
+            raise UserError(f"--{named}: {request.workdir} is a run, which takes {takes} and has one size and dtype")
+    texts, away, notes = request.prompt, None, ()
+    if reads_text:
+        texts = texts or conditioner.examples
+        batch, away, notes = _told(texts, request.negative_prompt, conditioner, num)
+        if request.negative_prompt and sampling.guidance == 1:
+            raise UserError("--negative-prompt is what guidance leads away from; give --guidance too, such as 4")
+    else:
+        batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
     method = make_method(config, sampling, trajectory=request.trajectory)
     weak = weak_params(config, sampling, request.workdir, model.state, sharding)
     text = {"run": str(request.workdir), "step": str(model.step)} | _described(vars(sampling))
     text |= {} if request.ema is None else {"ema": f"{request.ema:g}"}
     text |= {"classes": ", ".join(request.classes)} if request.classes else {}
-    rows = len(request.classes) or recipe.conditioner.groups
+    text |= {"prompt": "\n".join(texts), "negative_prompt": request.negative_prompt} if reads_text else {}
+    rows = len(request.classes or texts or conditioner.examples)
+    rows = 0 if reads_text and num <= rows else rows
     how = f"{sampling.sampler}, {sampling.steps} steps"
     name = request.workdir / "samples" / _file_name(request, f"{sampling.sampler}{sampling.steps}")
     what = f"step {model.step}"
-    return Opened(recipe, model.params, method, batch, None, weak, what, name, how, text, names, (), rows)
+    drawn = (recipe, model.params, method, batch, away, weak)
+    return Opened(*drawn, what, name, how, text, model.class_names, notes, rows, texts)
 
 
 def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened:
@@ -195,7 +221,7 @@ def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened
       UserError: the folder is no pipeline that we have, or the request does not fit it.
     """
     folder = request.workdir
-    if request.prompt is None:
+    if not request.prompt:
         raise UserError(f'{folder} makes images of a text: give --prompt "..."')
     if request.classes or request.ema is not None:
         raise UserError(f"--{'classes' if request.classes else 'ema'} is for runs; {folder} takes a prompt")
@@ -232,19 +258,46 @@ def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened
     method = Method(
         lambda eta: scheduler.sampler(), times, 0.0, rule if guidance != 1 else None, threshold, scheduler.start
     )
-    texts = [request.prompt, request.negative_prompt]
-    lost = [rest for text in texts if (rest := pipeline.tokenizer.dropped(text, pipeline.max_tokens))]
-    notes = [*(f"beyond {pipeline.max_tokens} tokens, and not used: {rest}" for rest in lost), *pipeline.notes]
-    batch, away = (recipe.conditioner.parse([text], num) for text in texts)
+    batch, away, notes = _told(request.prompt, request.negative_prompt, recipe.conditioner, num)
     name = Path(_file_name(request, f"{scheduler.method}{steps}"))
     how = f"{scheduler.method}, {steps} steps, guidance {guidance:g}"
-    text = {"prompt": request.prompt, "negative_prompt": request.negative_prompt, "run": str(folder)}
+    text = {"prompt": "\n".join(request.prompt), "negative_prompt": request.negative_prompt, "run": str(folder)}
     asked = ("eta", "guidance_rule", "spacing", "threshold", "height", "width", "dtype")
     asked = {name: getattr(request, name) for name in asked} | {"sampler_options": dict(scheduler.options)}
     options = {name: getattr(request, name) for name in map(options_field, ("guidance_rule", "spacing", "threshold"))}
     text |= _described({"sampler": scheduler.method, "steps": steps, "guidance": guidance, **asked, **options})
-    opened = Opened(recipe, pipeline.unet.params, method, batch, away, None, str(folder), name, how, text, (), (), 0)
-    return opened._replace(notes=tuple(notes))
+    rows = len(request.prompt) if num > len(request.prompt) > 1 else 0
+    drawn = (recipe, pipeline.unet.params, method, batch, away, None)
+    return Opened(*drawn, str(folder), name, how, text, (), (*notes, *pipeline.notes), rows, request.prompt)
+
+
+def _prompts(request: Request) -> tuple[str, ...]:
+    """The texts of --prompt, and the lines of the file --prompts.
+
+    Raises:
+      UserError: the file cannot be read, or has no text.
+    """
+    if request.prompts is None:
+        return request.prompt
+    try:
+        lines = request.prompts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {request.prompts} cannot be read as a text, a prompt a line: {error}") from None
+    texts = tuple(line.strip() for line in lines if line.strip())
+    if not texts:
+        raise UserError(f"--prompts {request.prompts} has no text; write a prompt a line")
+    return request.prompt + texts
+
+
+def _told(
+    texts: Sequence[str], negative: str, conditioner: Conditioner, num: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]:
+    """What num samples are of, what guidance goes away from, and what of the texts is too long to be read."""
+    batch = _parsed(lambda: conditioner.parse(texts, num), "--prompt")
+    most = next(iter(conditioner.spec.values())).shape[0]
+    lost = [rest for text in (*texts, negative) if (rest := conditioner.dropped(text))]
+    notes = tuple(f"beyond {most} tokens, and not used: {rest}" for rest in lost)
+    return batch, conditioner.parse([negative], num), notes
 
 
 def _parsed[T](parse: Callable[[], T], option: str) -> T:
@@ -295,7 +348,7 @@ def _file_name(request: Request, how: str) -> str:
     """Of the default file: what was asked for; `pictures.vacant` tells the rest apart."""
     asked = {"eta": request.eta, "guidance": request.guidance, "ema": request.ema}
     parts = ["walk" if request.trajectory else "samples"]
-    parts += [slug(text) for text in (request.prompt, " ".join(request.classes)) if text]
+    parts += [slug(text) for text in (" ".join(request.prompt), " ".join(request.classes)) if text]
     parts += [how, *(f"{name}{value:g}" for name, value in asked.items() if value is not None)]
     return "_".join([*parts, f"seed{request.seed}.{request.format or 'png'}"])
 
@@ -373,8 +426,10 @@ def write_images(
     labels: np.ndarray | None = None,
     rows: int = 0,
     names: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    titles: Sequence[str] = (),
 ) -> None:
-    """A grid with a class a row, a folder of single images, or arrays.
+    """A grid with a class or text a row, a folder of single images, or arrays.
 
     Args:
       request: how large and in which format.
@@ -384,13 +439,16 @@ def write_images(
       labels: int32 [n].
       rows: of a grid; 0 for about a square.
       names: of the classes by number, if they have any.
+      texts: that the images are of, in turn.
+      titles: of a grid, see `pictures.grid`.
     """
     suffix = ending(out)
     if suffix in pictures.FORMATS:
-        pictures.write_picture(out, pictures.grid(images, _rows(len(images), rows), request.scale), text)
+        pictures.write_picture(out, pictures.grid(images, _rows(len(images), rows), request.scale, titles), text)
     elif suffix == ".npz":
         arrays: dict[str, Any] = {"images": images} if labels is None else {"images": images, "labels": labels}
         arrays |= {"class_names": np.array(names)} if labels is not None and names else {}
+        arrays |= {"prompts": np.array(texts)[np.arange(len(images)) % len(texts)]} if texts else {}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         pictures.write_whole(out, buffer.getvalue())
@@ -400,6 +458,7 @@ def write_images(
             own = {**text, "sample": str(i)}
             if labels is not None:
                 own["class"] = names[int(labels[i])] if names else str(labels[i])
+            own |= {"prompt": texts[i % len(texts)]} if texts else {}
             pictures.write_picture(out / name, image, own)
 
 

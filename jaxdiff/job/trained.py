@@ -73,10 +73,12 @@ class Trained:
         return self.recipe.network.apply(prepared(self.params), x_t, t, self._cond(cond, len(x_t)))
 
     def cond(self, words: str | Sequence[str] = (), num: int = 1) -> Cond:
-        """The condition of `num` samples: classes by name or number, or texts, in turn; of no words, all classes."""
+        """The condition of `num` samples: classes by name or number, or texts, in turn; of no words, all of them."""
+        return self.recipe.embed(self.recipe.frozen, jax.tree.map(jnp.asarray, self._batch(words, num)))
+
+    def _batch(self, words: str | Sequence[str], num: int) -> dict[str, np.ndarray]:
         words = [words] if isinstance(words, str) else [str(word) for word in words]
-        batch = self.recipe.conditioner.parse(words, num)
-        return self.recipe.embed(self.recipe.frozen, jax.tree.map(jnp.asarray, batch))
+        return self.recipe.conditioner.parse(words or self.recipe.conditioner.examples, num)
 
     def _cond(self, cond: Cond | None, num: int) -> Cond:
         return self.recipe.null(self.recipe.frozen, num) if cond is None else cond
@@ -114,7 +116,7 @@ class Trained:
           batch_size: how many at once.
           **sampling: fields of `jaxdiff.config.Sampling` in place of the run's own: sampler, steps, guidance, ...
         """
-        batch = self.recipe.conditioner.parse([words] if isinstance(words, str) else [str(w) for w in words], num)
+        batch = self._batch(words, num)
         chosen = with_sampling(self.config.sampling, sampling)
         config = validate(dataclasses.replace(self.config, sampling=chosen))
         method = make_method(config, chosen)
@@ -166,7 +168,7 @@ def load(
         if ema is not None:
             params = reconstruct(folder, state, config.train.posthoc_ema, ema, sharding)
     names = tuple(meta.get("class_names") or ())
-    recipe = make_recipe(config, image_shape(meta), names)
+    recipe = make_recipe(config, image_shape(meta), {"names": names, **known_words(meta)})
     return Trained(config, recipe, params, meta["step"], names, state)
 
 
@@ -221,6 +223,19 @@ def image_shape(meta: Mapping[str, Any]) -> tuple[int, int, int]:
         raise UserError("the checkpoint does not say what shape its images have; it is not one of train.py")
     h, w, c = shape
     return h, w, c
+
+
+def known_words(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make_conditioner` is to know beside the names of classes: what the run's took from its data.
+
+    Raises:
+      UserError: it is not as train.py writes it.
+    """
+    known = meta.get("known") or {}
+    texts = known.values() if isinstance(known, dict) else [None]
+    if not all(isinstance(value, list) and all(isinstance(text, str) for text in value) for value in texts):
+        raise UserError("the checkpoint does not say the words of its captions as train.py does")
+    return {"known": known} if known else {}
 
 
 def with_sampling(base: Sampling, asked: Mapping[str, Any]) -> Sampling:

@@ -138,6 +138,7 @@ def _job(
         def about() -> dict[str, Any]:
             kind = {"shape": list(source.shape), "num_classes": source.num_classes, "fingerprint": source.fingerprint}
             kind |= {"class_names": list(source.about.class_names), "substituted": sorted(source.substituted)}
+            kind |= {"known": program.recipe.conditioner.known}
             known = list(map(list, evaluations.history)) if evaluations else start.meta.get("evaluations", [])
             return {**kind, "evaluations": known}
 
@@ -172,12 +173,13 @@ def _describe(source: Source, workdir: Place) -> None:
 
 
 def _pictures(config: Config, program: Program, workdir: Place, log: Log | None) -> Any:
-    """A hook's call: a grid in samples/, drawn from the EMA: a row a class, the same noise every time."""
+    """A hook's call: a grid in samples/, drawn from the EMA: a row a class or caption, the same noise every time."""
     recipe = program.recipe
-    groups = min(recipe.conditioner.groups, 10)
-    rows = groups or COLUMNS
+    examples = recipe.conditioner.examples[:10]
+    rows = len(examples) or COLUMNS
     num = rows * COLUMNS
-    batch = recipe.conditioner.parse([str(i) for i in range(groups)], num)
+    batch = recipe.conditioner.parse(examples, num)
+    titles = examples if recipe.conditioner.tokenize else ()
     draw = make_draw(recipe, make_method(config, config.sampling), num, program.mesh)
     copies = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
     weak = weak_params(config, config.sampling, workdir, None, copies)
@@ -186,7 +188,7 @@ def _pictures(config: Config, program: Program, workdir: Place, log: Log | None)
         del metrics
         images = draw(state.ema_params, program.keys["pictures"], num, batch, weak=weak)
         if jax.process_index() == 0:
-            grid = pictures.grid(pictures.to_uint8(images), rows)
+            grid = pictures.grid(pictures.to_uint8(images), rows, titles=titles)
             pictures.write_png(workdir / "samples" / f"step_{step:07}.png", grid)
             if log:
                 log.picture(step, "samples", grid)

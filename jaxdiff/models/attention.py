@@ -46,6 +46,11 @@ def rotated(
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
 
+def rms_norm(x: Float[Array, "batch *places features"], name: str | None = None) -> Array:
+    """RMSNorm in float32 (Zhang, Sennrich 2019), back in x's dtype; with a name, a learned scale is its submodule."""
+    return nn.RMSNorm(epsilon=1e-6, use_scale=name is not None, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention of every token of x to every token of a context: proj(softmax(q k^T / sqrt(d)) v).
 

@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from jaxdiff.models import NETWORKS, DiT, Model, UNet
+from jaxdiff.models import NETWORKS, DiT, Hourglass, Model, UNet
 
 KEY = jax.random.key(0)
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -24,6 +24,7 @@ OPTIONS = {
         channels=8, channel_mults=(1, 2), blocks=1, attention_levels=(1,), num_heads=(1, 2), num_classes=3, patch=2
     ),
     "dit": DiT(width=8, depth=2, num_heads=2, num_classes=3),
+    "hourglass": Hourglass(widths=(8, 8), blocks=(1, 1), num_heads=2, num_classes=3),
 }
 X, T = floats(3, 8, 12, 5), jnp.array([0.1, 0.5, 0.9])  # neither square nor of three channels
 COND = {
