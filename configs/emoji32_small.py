@@ -1,0 +1,35 @@
+"""Emoji from a sentence: 32x32, six styles, text encoder and all; the quick one.
+
+    uv run jaxdiff prepare emoji FOLDER                      # says which packages it needs
+    uv run train.py emoji32_small --data.path FOLDER
+    uv run sample.py runs/emoji32_small --prompt "green heart, noto" "rocket, twemoji"
+
+7.8 M parameters, 192,000 presentations of 9,943 pictures, sized for 20 minutes on two idle cores, at 98 images a second
+and core (measured by CPU time on a busy AMD EPYC). It has not been trained to its end; `prompt` is not measured.
+"""
+
+from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
+from jaxdiff.models import Hourglass
+
+config = Config(
+    data=Data(name="webdataset"),
+    model=Hourglass(widths=(64, 128, 256), blocks=(1, 1, 4)),
+    diffusion=Diffusion(
+        schedule="flow",
+        prediction="flow",
+        time_sampling="logit_normal",
+        class_dropout=0.1,
+        conditioner="text",
+        conditioner_options={"words": 3072, "max_tokens": 16},
+    ),
+    optimizer=Optimizer(name="adam", learning_rate=1e-3, warmup_steps=200, schedule="linear"),
+    train=Train(
+        steps=3000,
+        batch_size=64,
+        checkpoint_every="3m",
+        log_every=50,
+        sample_every="5m",
+        ema_decay=0.998,
+    ),
+    sampling=Sampling(sampler="dpmpp_2m", steps=16, guidance=4.0),
+)
