@@ -84,16 +84,16 @@ def as_denoiser(
         raise ValueError(f"the schedule leaves no signal at t = 1, where {prediction!r} divides by 0; use 'v' or 'x_0'")
 
     def denoise(x_t: jax.Array, t: ArrayLike | Span) -> Prediction:
-        (t, r), told = t if isinstance(t, Span) else (t, t), cond
+        (t, r), conditions = t if isinstance(t, Span) else (t, t), cond
         if two_times:
-            told = {**(cond or {}), "r": jnp.broadcast_to(jnp.asarray(r, jnp.result_type(float)), x_t.shape[:1])}
+            conditions = {**(cond or {}), "r": jnp.broadcast_to(jnp.asarray(r, jnp.result_type(float)), x_t.shape[:1])}
         elif r is not t:
             raise ValueError("this network knows one time; a Span is for one that was trained with two (mean_flow)")
         if jnp.shape(t) not in ((), x_t.shape[:1]):
             raise ValueError(f"t must be one time or one per example, {x_t.shape[:1]}; got shape {jnp.shape(t)}")
         t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), x_t.shape[:1])
         m = schedule(t)
-        output, fraction = predict(*network_inputs(prediction, x_t, t, m), told).astype(x_t.dtype), None
+        output, fraction = predict(*network_inputs(prediction, x_t, t, m), conditions).astype(x_t.dtype), None
         expected = (*x_t.shape[:-1], 2 * x_t.shape[-1]) if learned_variance else x_t.shape
         if output.shape != expected:
             raise ValueError(

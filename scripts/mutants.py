@@ -655,8 +655,8 @@ TRAPS = (
         "A network in bfloat16 whose estimates stay bfloat16 in the sampler",
         "tests/test_denoisers.py::test_network_sees_one_time_an_example_and_the_condition",
         "jaxdiff/denoisers.py",
-        "cond).astype(x_t.dtype), None",
-        "cond), None",
+        "conditions).astype(x_t.dtype), None",
+        "conditions), None",
     ),
     Trap(
         "Weights of a reconstructed average that do not sum to 1, and scale the network where snapshots are few",
