@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxdiff import schedules
 from jaxdiff.losses import continuous_consistency_loss, log_normal
@@ -68,6 +69,7 @@ def test_training_stands_still_at_the_same_function():
     assert np.abs(signs(jnp.full(2, 0.05))).max(axis=1).min() > 15
 
 
+@pytest.mark.slow
 def test_a_small_network_of_a_mixture_ends_where_the_flow_does():
     """Distilled from the exact denoiser, in one step from noise: to 0.15, where its denoiser is 0.8 off."""
     teacher = MIXTURE.denoiser(ARC)

@@ -64,6 +64,7 @@ def test_guidance_enters_by_the_finest_half():
         shortcut_loss(jax.random.key(4), predict, data(200), finest=6)
 
 
+@pytest.mark.slow
 def test_a_small_network_of_a_mixture_samples_it_in_1_2_and_4_steps():
     """To 0.2, where one step of the velocity is 0.8 off."""
     params = trained(functools.partial(shortcut_loss, share=0.5, finest=32), 2)
