@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdiff.family import Family
 from jaxdiff.process import PREDICTIONS, check_prediction, network_inputs, to_x0_noise
-from jaxdiff.schedules import Marginal, Schedule
+from jaxdiff.schedules import SCHEDULES, Marginal, Schedule
 
 
 class Prediction(NamedTuple):
@@ -45,7 +45,7 @@ Denoiser = Callable[[jax.Array, Any], Prediction]  # (x_t, t): t scalar or [batc
 def as_denoiser(
     predict: Callable[..., jax.Array],
     *,
-    schedule: Schedule,
+    schedule: Schedule | str,
     prediction: str = "noise",
     learned_variance: bool = False,
     two_times: bool = False,
@@ -56,7 +56,7 @@ def as_denoiser(
     Args:
       predict: (x_t [batch, ...], t [batch], cond) -> output, of x_t's shape; see `process.network_inputs` for what
         stands for x_t and t with prediction "edm".
-      schedule: the schedule it was trained with.
+      schedule: the schedule it was trained with, or its name.
       prediction: what it puts out, see `jaxdiff.process`.
       learned_variance: the output has twice x_t's channels (last axis): the prediction, then v in about [-1, 1], of
         which the prediction's fraction is (v + 1)/2.
@@ -78,6 +78,7 @@ def as_denoiser(
     [[2.0, 2.0]]
     """
     check_prediction(prediction)
+    schedule = SCHEDULES.made(schedule)
     with jax.ensure_compile_time_eval():  # as_denoiser may be called under jit
         no_signal = bool(schedule(1.0).alpha == 0)
     if PREDICTIONS[prediction].needs_signal and no_signal:

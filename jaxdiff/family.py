@@ -43,6 +43,19 @@ class Family(NamedTuple):
         taken = inspect.signature(self.members[name]).parameters
         return self.members[name](*args, **{key: given[key] for key in given if key in taken}, **options)
 
+    def made[T](self, value: T | str, **given: Any) -> T:
+        """The member of a name, made with its defaults; any value but the factory of one as it is.
+
+        Raises:
+          ValueError: an unknown name, or a factory, which is to be called.
+        """
+        if isinstance(value, str):
+            return self.build(value, None, **given)
+        for name, member in self.members.items():
+            if value is member:
+                raise ValueError(f"{name} makes a {self.title}: call it, {name}()")
+        return value
+
     def check(self, name: str, options: Mapping[str, Any]) -> None:
         """Raises ValueError, with the choices, for an unknown name or option."""
         if name not in self.members:

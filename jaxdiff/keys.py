@@ -39,17 +39,32 @@ def example_keys(key: jax.Array, examples: int | Int[Array, " batch"]) -> Key[Ar
       examples: how many, for 0, 1, ...; or the number of each, [batch], such as its row in the global batch.
 
     Raises:
-      ValueError: old-style keys, or a wrong number of them.
+      ValueError: no keys, or a wrong number of them.
 
     >>> key = jax.random.key(0)
     >>> bool(jnp.array_equal(example_keys(key, 4)[2:], example_keys(key, jnp.arange(2, 4))))
     True
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise ValueError(f"keys must be made by jax.random.key, not jax.random.PRNGKey; got an array of {key.dtype}")
+    key = typed(key)
     numbers = jnp.arange(examples) if isinstance(examples, int) else examples
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     if key.shape != numbers.shape:
         raise ValueError(f"key must be one key or {len(numbers)} of them, one per example; got shape {key.shape}")
     return key
+
+
+def typed(key: jax.Array) -> jax.Array:
+    """Keys as jax.random.key makes them, also of those of jax.random.PRNGKey, [..., 2], with the same numbers.
+
+    Raises:
+      ValueError: an array of something else.
+
+    >>> typed(jax.random.PRNGKey(0)) == jax.random.key(0), typed(jax.random.split(jax.random.PRNGKey(0), 3)).shape
+    (Array(True, dtype=bool), (3,))
+    """
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    if key.dtype != jnp.uint32 or key.shape[-1:] != (2,):
+        raise ValueError(f"keys are made by jax.random.key; got an array {key.shape} of {key.dtype}")
+    return jax.random.wrap_key_data(key, impl="threefry2x32")

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from jaxdiff.family import Family
-from jaxdiff.schedules import Schedule
+from jaxdiff.schedules import SCHEDULES, Schedule
 
 CLEANEST, NOISIEST = 0.002, 80.0  # sigma/alpha of EDM's ends, for data of standard deviation 1/2 or so (images)
 
 
 def time_grid(
-    schedule: Schedule,
+    schedule: Schedule | str,
     num_steps: int,
     spacing: str | Sequence[float] = "trailing",
     *,
@@ -48,6 +48,7 @@ def time_grid(
     >>> time_grid(schedules.cosine(), 4).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
+    schedule = SCHEDULES.made(schedule)
     top = schedule.num_steps
     for name, number in (("num_steps", num_steps), ("max_steps", max_steps)):
         if number is not None and not isinstance(number, int | np.integer):

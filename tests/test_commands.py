@@ -129,7 +129,7 @@ def test_messages_name_the_command_that_was_typed(typed, name, how, monkeypatch)
         (["plan", "--topology", "v5e:2x2", "--plan-outt", "x"], "did you mean --plan-out?"),
         (["plan", "--quick"], "--quick needs --topology"),
         (["train", "--quick"], "--quick needs --dry-run"),
-        (["evaluate", "a", "--metrics=--x y", "--stepz", "3"], "unknown option --stepz; did you mean --steps?"),
+        (["evaluate", "a", "--metrics=--x y", "--samplar", "3"], "unknown option --samplar; did you mean --sampler?"),
     ],
 )
 def test_wrong_arguments_are_one_line(argv, right, tmp_path, capsys, monkeypatch):

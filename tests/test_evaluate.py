@@ -161,7 +161,7 @@ def test_samples_are_those_of_sample_py(run, tmp_path):
         (("--sampler", "dimm"), "one of"),
         (("--eta", "0.5", "--sampler", "heun"), "means nothing to heun"),
         (("--batch-size", "0"), "at least 1"),
-        (("--stepz", "2"), "unknown option --stepz; did you mean --steps?"),
+        (("--samplar", "2"), "unknown option --samplar; did you mean --sampler?"),
         (("--data-path", "/nowhere"), "/nowhere"),
         (("--features", "/nowhere.pth"), "/nowhere.pth is no file"),
         (("--features", "nowhere:features"), "No module named 'nowhere'"),

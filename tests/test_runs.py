@@ -13,6 +13,7 @@ from PIL import Image
 
 import jaxdiff as jd
 from jaxdiff.commands import main
+from jaxdiff.config.files import load as load_config
 from jaxdiff.errors import UserError
 from jaxdiff.job.trained import initial_leaves
 from jaxdiff.training.checkpoints import restore
@@ -154,6 +155,34 @@ def test_a_new_run_begins_with_the_weights_of_another(run, config, tmp_path, cap
         np.testing.assert_allclose(a, b, atol=0.026)
     assert main(["train", config, "--init", str(tmp_path / "none"), "--workdir", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()
+
+
+def test_an_exported_run_is_drawn_from_loaded_begun_from_and_read_on_its_own(run, config, tmp_path, capsys):
+    folder, out = tmp_path / "cats", tmp_path / "s.npz"
+    assert main(["export", str(run), str(folder), "--step", "2"]) == 0
+    assert {p.name for p in folder.iterdir()} == {
+        *("README.md", "config.json", "model.json", "model.safetensors", "samples.png")
+    }
+    model, loaded = jd.load(run, step=2), jd.load(str(folder))
+    assert (loaded.step, loaded.class_names, loaded.image_shape) == (2, ("cat", "dog"), (4, 4, 1))
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(loaded.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert main(["sample", str(folder), "--num", "4", "--classes", "dog", "--out", str(out)]) == 0
+    np.testing.assert_array_equal(model.draw(4, "dog"), np.load(out)["images"])
+    leaves = initial_leaves(dataclasses.replace(model.config, init=str(folder)), model.params)
+    np.testing.assert_array_equal(leaves["conv_in/kernel"], model.params["conv_in"]["kernel"])
+    capsys.readouterr()
+
+    assert main(["export", str(run), str(folder)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["sample", str(folder), "--step", "2"]) == 2
+    assert "is exported: it has one set of weights" in capsys.readouterr().err
+    assert main(["train", str(folder)]) == 2
+    assert "begin from it by --init" in capsys.readouterr().err
+    assert load_config(str(folder / "config.json"), folder).workdir == ""
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model.json cannot be read .*; export the run again"):
+        jd.load(folder)
 
 
 def test_weights_of_other_shapes_begin_anew_and_are_listed(run, capsys):

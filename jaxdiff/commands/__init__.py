@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a diffusion model",
     "sample": "draw samples from a run, or images of a text from a Stable Diffusion folder",
     "evaluate": "measure how good a run's samples are",
+    "export": "make a small folder of a run, to share: weights, config, class names, a picture, a model card",
     "convert": "make a run of another project's weights, or the other way round",
     "prepare": "make a data set with captions of what package managers bring",
     "plan": "what a step of a config needs, on this machine or on TPU slices that need not be there",

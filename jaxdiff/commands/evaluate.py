@@ -41,6 +41,8 @@ class EvaluateArguments(Processes):
     """Samples a cell."""
     bits_num: int | None = None
     """Test images for bpd and bpd_flow; default 1000, or all if fewer."""
+    step: int | None = None
+    """The checkpoint, of those kept; default the newest."""
     guidance: float | None = None
     """Classifier-free scale; default the run's own."""
     eta: float | None = None

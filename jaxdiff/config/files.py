@@ -240,7 +240,9 @@ def _check_plugins(content: Any) -> None:
 
 
 def _migrated(content: Any) -> Any:
-    """What jaxdiff 0.1 wrote, in the fields of today."""
+    """What jaxdiff 0.1 wrote, in the fields of today; and what `convert --to safetensors` wrote of a run."""
+    if isinstance(content, dict):
+        content = {name: value for name, value in content.items() if name != "image_shape"}
     if isinstance(content, dict) and isinstance(model := content.get("model"), dict):
         content = {**content, "model": {key: value for key, value in model.items() if key != "winograd"}}
     if isinstance(content, dict) and isinstance(old := content.get("consistency"), dict):

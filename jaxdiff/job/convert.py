@@ -1,7 +1,6 @@
 """Weights of other projects as runs of ours, and back: what `jaxdiff convert` does."""
 
 import dataclasses
-import json
 import shlex
 import time
 from collections.abc import Callable
@@ -14,15 +13,17 @@ import numpy as np
 from jaxdiff import parallel
 from jaxdiff.assembly.recipe import optimizer_of
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make_schedule, validate
-from jaxdiff.config.files import read_run, to_json
+from jaxdiff.config.files import to_json
 from jaxdiff.errors import UserError
-from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet, safetensors
+from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet
 from jaxdiff.interop.openai import openai_diffusion, unknown_network
 from jaxdiff.interop.schedulers import Scheduler, refuse_other_counts, scheduler_file, scheduler_from_config
 from jaxdiff.interop.weights import read_file
+from jaxdiff.job.export import check_free, export_model
+from jaxdiff.job.trained import load
 from jaxdiff.pictures import write_whole
 from jaxdiff.training.checkpoint_files import directory_of
-from jaxdiff.training.checkpoints import Checkpoints, restore_with_meta
+from jaxdiff.training.checkpoints import Checkpoints
 from jaxdiff.training.state import init_state
 
 STEPS = {"plms": 50, "ddim": 50, "dpmpp_2m": 20, "dpmpp_2m_sde": 20, "dpmpp_3m": 20, "unipc": 20}  # ddpm takes all
@@ -199,20 +200,12 @@ def export_run(workdir: Path, folder: Path, to: str) -> list[str]:
     Raises:
       UserError: there is no run, the folder is taken, or it has no such form; nothing was written.
     """
-    config = read_run(workdir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty; choose a new folder")
-    state, meta = restore_with_meta(workdir)
-    h, w, c = meta["shape"]
-    params = jax.tree.map(np.asarray, state.ema_params)
-    if to == "diffusers":
-        fields = {"out_channels": c, **vars(config.model)}
-        export_pipeline(fields, params, (h, w, c), make_schedule(config.diffusion), config.diffusion.prediction, folder)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {path.replace("/", "."): leaf for path, leaf in names.leaf_paths(params)}
-        safetensors.write(folder / "model.safetensors", tensors, {"format": "jaxdiff", "step": str(int(state.step))})
-        about: dict[str, Any] = {"image_shape": [h, w, c], **json.loads(to_json(config))}
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-    name = type(config.model).__name__
-    return [f"{name} of step {int(state.step)} (EMA) of {workdir} in {folder}"]
+    check_free(folder)
+    model = load(workdir)
+    if to == "safetensors":
+        return [f"{export_model(model, folder, picture=False)}, of {workdir}"]
+    config, shape = model.config, model.image_shape
+    params = jax.tree.map(np.asarray, model.params)
+    fields = {"out_channels": shape[-1], **vars(config.model)}
+    export_pipeline(fields, params, shape, make_schedule(config.diffusion), config.diffusion.prediction, folder)
+    return [f"{type(config.model).__name__} of step {model.step} (EMA) of {workdir} in {folder}"]

@@ -28,13 +28,12 @@ from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference,
 from jaxdiff.job.comparison import Comparison, check_num, parts
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
-from jaxdiff.job.trained import known_words
+from jaxdiff.job.trained import load
 from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.storage import check_writable
-from jaxdiff.training.checkpoints import restore_with_meta
 
 
 class Evaluation:
@@ -121,18 +120,17 @@ class Evaluation:
     def run(self) -> str:
         """Measures what is not yet in scores.json; returns the table, and a line for the bits."""
         copies = NamedSharding(self._mesh, PartitionSpec())
-        state, meta = restore_with_meta(self._arguments.workdir, sharding=copies)
-        self._known = known_words(meta)
-        self._state = state
+        model = load(self._arguments.workdir, step=self._arguments.step, sharding=copies)
+        self._known, self._state = model.known, model.state
         for source in (self._train if self._metrics else None, self._test):
-            if source is not None and list(source.shape) != meta.get("shape"):
-                raise UserError(f"the run's images are {meta.get('shape')}, and the data's {list(source.shape)}")
-        leaves = jax.tree_util.tree_leaves_with_path(state.ema_params)
+            if source is not None and source.shape != model.image_shape:
+                raise UserError(f"the run's images are {model.image_shape}, and the data's {source.shape}")
+        leaves = jax.tree_util.tree_leaves_with_path(model.params)
         weights = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
-        about = weights, int(state.step), self._config.train.ema_decay
-        parts = [self._compare(state.ema_params, about)] if self._metrics else []
+        about = weights, model.step, self._config.train.ema_decay
+        parts = [self._compare(model.params, about)] if self._metrics else []
         if self._test is not None:
-            parts += [bits_line(self._likelihood(state.ema_params, about, kind, self._test)) for kind in self._kinds]
+            parts += [bits_line(self._likelihood(model.params, about, kind, self._test)) for kind in self._kinds]
         text = "\n".join(part.rstrip("\n") for part in parts)
         if jax.process_index() == 0:
             pictures.write_whole(self._out / "table.md", f"{text}\n".encode())

@@ -45,7 +45,9 @@ class Trained:
       recipe: its schedule, network, conditioner and codec.
       params: of the network.
       step: after which they are.
+      image_shape: (h, w, c) of the images it was trained on.
       class_names: by number; () where there are none.
+      known: what its conditioner took from the data, see `known_words`.
       state: all that the run saved at that step; of an exported folder only the parameters.
     """
 
@@ -53,7 +55,9 @@ class Trained:
     recipe: Recipe
     params: Any
     step: int
+    image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
+    known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state: TrainState | None = None
     _drawn: dict[Any, Any] = dataclasses.field(default_factory=dict, compare=False)  # compiled, by what they are of
 
@@ -168,8 +172,9 @@ def load(
         if ema is not None:
             params = reconstruct(folder, state, config.train.posthoc_ema, ema, sharding)
     names = tuple(meta.get("class_names") or ())
-    recipe = make_recipe(config, image_shape(meta), {"names": names, **known_words(meta)})
-    return Trained(config, recipe, params, meta["step"], names, state)
+    shape, known = image_shape(meta), known_words(meta)
+    recipe = make_recipe(config, shape, {"names": names, **known})
+    return Trained(config, recipe, params, meta["step"], shape, names, known, state)
 
 
 def _read_exported(folder: Path, sharding: Sharding) -> tuple[Any, dict[str, Any]]:
@@ -177,6 +182,7 @@ def _read_exported(folder: Path, sharding: Sharding) -> tuple[Any, dict[str, Any
     try:
         about = json.loads((folder / ABOUT).read_text())
         meta = {"step": int(about["step"]), "shape": about["shape"], "class_names": about["class_names"]}
+        meta |= {"known": about.get("known")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / ABOUT} cannot be read ({error}); export the run again") from None
     params: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from jaxdiff.keys import example_keys
 from jaxdiff.losses.time_sampling import TimeSampling, uniform, uniforms
 from jaxdiff.losses.weightings import Weighting, output_weight
 from jaxdiff.process import add_noise, check_prediction, from_x0_noise, network_inputs
-from jaxdiff.schedules import Marginal, Schedule
+from jaxdiff.schedules import SCHEDULES, Marginal, Schedule
 
 
 def denoising_loss(
@@ -22,9 +22,9 @@ def denoising_loss(
     predict: Callable[..., jax.Array],
     x_0: Float[Array, "batch *shape"],
     *,
-    schedule: Schedule,
+    schedule: Schedule | str,
     prediction: str = "noise",
-    weighting: Weighting | None = None,
+    weighting: Weighting | str | None = None,
     time_sampling: TimeSampling = uniform,
     t: Float[Array, " batch"] | None = None,
     cond: Any = None,
@@ -38,7 +38,7 @@ def denoising_loss(
         depend on the batch it is in.
       predict: (x_t, t [batch], cond) -> output of the kind `prediction`; called as `process.network_inputs` says.
       x_0: data [batch, ...], usually in [-1, 1].
-      schedule: the noise schedule.
+      schedule: the noise schedule; it and the weighting may be names.
       prediction: what predict puts out, see `jaxdiff.process`.
       weighting: of this package, e.g. `min_snr()`; None weighs the loss of the prediction itself by 1.
       time_sampling: how times are drawn, e.g. `log_normal()`; default: uniform.
@@ -49,8 +49,8 @@ def denoising_loss(
       [batch], of x_0's type.
 
     Raises:
-      ValueError: unknown prediction, x_0 not of a floating type, old-style keys, or a wrong number of them, or
-        predict returned another shape.
+      ValueError: unknown prediction, x_0 not of a floating type, a wrong number of keys, or predict returned another
+        shape.
 
     Source: Ho et al. 2020 (DDPM), eq. 14; Salimans & Ho 2022, section 4 (other predictions).
 
@@ -60,7 +60,11 @@ def denoising_loss(
     >>> bool(jnp.all(jnp.abs(loss - 1.0) < 0.1))  # predicting no noise costs its variance
     True
     """
+    from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS  # made of this module
+
     check_prediction(prediction)
+    schedule, weighting = SCHEDULES.made(schedule), WEIGHTINGS.made(weighting)
+    time_sampling = TIME_SAMPLINGS.made(time_sampling)
     drawn = draw(key, x_0, schedule, time_sampling, t)
     output = predict(*network_inputs(prediction, drawn.x_t, drawn.t, drawn.m), cond)
     if output.shape != x_0.shape:
@@ -82,7 +86,7 @@ class Drawn(NamedTuple):
 def draw(key: jax.Array, x_0: jax.Array, schedule: Schedule, time_sampling: TimeSampling, t: jax.Array | None) -> Drawn:
     """Times and noise, example i from its own key alone; see `denoising_loss`."""
     if not jnp.issubdtype(x_0.dtype, jnp.floating):
-        raise ValueError(f"x_0 must be of a floating type, usually in [-1, 1], got {x_0.dtype}")
+        raise ValueError(f"x_0 must be of a floating type, usually in [-1, 1] (x / 127.5 - 1), got {x_0.dtype}")
     keys = example_keys(key, x_0.shape[0])
     time_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     if t is None:

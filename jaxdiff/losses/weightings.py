@@ -125,6 +125,23 @@ def edm(data_std: float = EDM_DATA) -> Weighting:
     return lambda log_snr: Weights(1.0 + floor * jnp.exp(-log_snr), jnp.exp(log_snr) + floor)
 
 
+def from_log_snr(weight: Callable[[jax.Array], jax.Array]) -> Weighting:
+    """The weighting of a function alone: log-SNR -> what multiplies the noise loss.
+
+    Args:
+      weight: JAX in, JAX out, elementwise; finite, >= 0. It sees log-SNR in [-80, 80].
+
+    >>> float(from_log_snr(lambda log_snr: jax.nn.sigmoid(2.0 - log_snr))(jnp.array([2.0])).noise[0])
+    0.5
+    """
+
+    def weights(log_snr: jax.Array) -> Weights:
+        log_snr = jnp.clip(log_snr, -80.0, 80.0)  # beyond, SNR is no float32
+        return Weights(weight(log_snr), weight(log_snr) * jnp.exp(log_snr))
+
+    return weights
+
+
 def output_weight(kind: str, weighting: Weighting, m: Marginal) -> jax.Array:
     """What multiplies |error of an output|^2, for an output of the given kind at marginal m [batch].
 

@@ -4,6 +4,7 @@ A sampler is two pure functions, as an Optax transform is. It sees only `denoise
 from time t to time s by one step. Memory does not grow with the number of steps, unless a trajectory is asked for.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxdiff.denoisers import Denoiser
-from jaxdiff.schedules import Schedule
+from jaxdiff.keys import typed
+from jaxdiff.schedules import SCHEDULES, Schedule
 
 
 class Sampler(NamedTuple):
@@ -30,6 +32,10 @@ class Sampler(NamedTuple):
     init: Callable[[jax.Array], Any]
     step: Callable[..., tuple[jax.Array, Any]]
     nfe: int = 1
+
+    def __repr__(self) -> str:
+        name = getattr(self.step, "__qualname__", str(self.step)).partition(".")[0]
+        return f"<Sampler {name}, {self.nfe} evaluation{'s' * (self.nfe > 1)} a step>"
 
 
 class Trajectory(NamedTuple):
@@ -46,6 +52,9 @@ def sample_keys(key: jax.Array, num: int, start: ArrayLike = 0) -> jax.Array:
     >>> bool(all_keys[5] == one[0])
     True
     """
+    key = typed(key)
+    if key.ndim:
+        raise ValueError(f"sample_keys makes the keys of samples from one key; got {len(key)} of them")
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(start + jnp.arange(num))
 
 
@@ -67,10 +76,10 @@ def check_eta(eta: float | jax.Array) -> None:
 def sample(
     keys: jax.Array,
     denoise: Denoiser,
-    sampler: Sampler,
+    sampler: Sampler | str,
     *,
     times: ArrayLike,
-    schedule: Schedule,
+    schedule: Schedule | str,
     shape: Sequence[int] = (),
     x_T: Float[Array, "batch ..."] | None = None,
     trajectory: bool = False,
@@ -84,9 +93,9 @@ def sample(
     Args:
       keys: one key per sample, [batch]; see `sample_keys`.
       denoise: (x_t, t) -> Prediction.
-      sampler: a `Sampler`.
+      sampler: a `Sampler`, or the name of one.
       times: [N + 1], descending (ascending for inversion), in [0, 1].
-      schedule: the noise schedule.
+      schedule: the noise schedule, or the name of one.
       shape: of one sample; not needed if x_T is given.
       x_T: x at times[0], [batch, ...]; default: sigma noise, from the keys. Computed in float32 at least.
       trajectory: also return the walk; its memory grows with N, and times must not be padded.
@@ -95,7 +104,7 @@ def sample(
       x [batch, ...], or (x, Trajectory).
 
     Raises:
-      ValueError: times are not monotone in [0, 1], or keys are not one per sample.
+      ValueError: times are not monotone in [0, 1], or ascend without x_T; keys are not one per sample.
 
     >>> from jaxdiff import samplers, schedules, times
     >>> schedule = schedules.cosine()
@@ -107,9 +116,16 @@ def sample(
     >>> x.tolist()
     [[0.5], [0.5]]
     """
-    _check_times(times, padded=not trajectory)
-    if keys.ndim != (1 if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else 2):
-        raise ValueError(f"keys must be one per sample, as sample_keys makes them; got an array of shape {keys.shape}")
+    from jaxdiff.samplers import SAMPLERS  # made of this module
+
+    sampler, schedule, keys = SAMPLERS.made(sampler), SCHEDULES.made(schedule), typed(keys)
+    _check_times(times, padded=not trajectory, may_ascend=x_T is not None)
+    if keys.ndim != 1:
+        what = "one key" if keys.ndim == 0 else f"an array of shape {keys.shape}"
+        raise ValueError(f"keys must be one per sample, as sample_keys(key, num) makes them; got {what}")
+    if x_T is None and len(shape) == 4 and shape[0] == len(keys):
+        message = f"shape {tuple(shape)} is that of one sample; for {len(keys)} images it is {tuple(shape[1:])}"
+        warnings.warn(message, stacklevel=2)
     times = jnp.asarray(times)
     start_keys, step_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     if x_T is None:
@@ -141,7 +157,7 @@ def sample(
     return x, Trajectory(jnp.concatenate([walk[0], x[None]]), walk[1])
 
 
-def _check_times(times: ArrayLike, padded: bool) -> None:
+def _check_times(times: ArrayLike, padded: bool, may_ascend: bool) -> None:
     """On the host, where the values are known: under jit out-of-range times would clamp silently."""
     if isinstance(times, Tracer):
         return
@@ -149,6 +165,8 @@ def _check_times(times: ArrayLike, padded: bool) -> None:
     if times.ndim != 1 or len(times) < 2 or not (times.min() >= 0 and times.max() <= 1):
         raise ValueError("times must be a list of 2 or more numbers in [0, 1]")
     steps = np.trim_zeros(np.diff(times), "b") if padded else np.diff(times)
+    if np.all(steps > 0) and not may_ascend:
+        raise ValueError("times ascend, which is inversion, of given x_T; samples take them descending: times[::-1]")
     if not (np.all(steps < 0) or np.all(steps > 0)):
         raise ValueError(
             "times must be strictly descending (ascending: inversion), padding at the end aside (none with trajectory)"

@@ -1,7 +1,7 @@
 """Noise schedules: how much signal and how much noise is left at time t; the notation is derived in `base`."""
 
 from jaxdiff.family import Family
-from jaxdiff.schedules.base import Marginal, Schedule, from_betas
+from jaxdiff.schedules.base import Marginal, Schedule, from_betas, from_function
 from jaxdiff.schedules.continuous import (
     continuous_sub_vp,
     continuous_vp,
@@ -42,6 +42,7 @@ __all__ = [
     "edm",
     "flow",
     "from_betas",
+    "from_function",
     "interpolate",
     "interpolated_cosine",
     "linear",

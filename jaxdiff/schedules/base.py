@@ -66,6 +66,10 @@ class Schedule:
     num_steps: int | None = None
     betas: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        name = getattr(self.marginal, "__qualname__", str(self.marginal)).partition(".")[0]
+        return f"<Schedule {name}, {f'{self.num_steps} steps' if self.num_steps else 'continuous'}>"
+
     def __call__(self, t: ArrayLike) -> Marginal:
         """The marginal at t, in JAX's default float type whatever t's.
 
@@ -144,6 +148,47 @@ def from_betas(betas: Sequence[float] | np.ndarray) -> Schedule:
         return jnp.take(constant(times), jnp.searchsorted(constant(midpoints), -value, side="right"), mode="clip")
 
     return Schedule(marginal, time_of_log_snr, num_steps, betas)
+
+
+def from_function(amplitudes: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Schedule:
+    """The continuous schedule of a function t -> (alpha, sigma) alone; its inverse in log-SNR is found by bisection.
+
+    Args:
+      amplitudes: JAX in, JAX out, elementwise; (1, 0) at t = 0, and log(alpha/sigma) falls with t.
+
+    Raises:
+      ValueError: it is not clean at t = 0, not finite, or its log-SNR does not fall everywhere (at 1001 times).
+
+    >>> schedule = from_function(lambda t: (jnp.cos(t), jnp.sin(t)))
+    >>> round(float(schedule.time_of_log_snr(schedule(0.25).log_snr)), 5)
+    0.25
+    """
+
+    def marginal(t: jax.Array) -> Marginal:
+        return Marginal(*(jnp.asarray(a, t.dtype) * jnp.ones_like(t) for a in amplitudes(t)))
+
+    with jax.ensure_compile_time_eval():
+        alpha, sigma = map(np.asarray, marginal(jnp.linspace(0.0, 1.0, 1001)))
+    if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and min(alpha.min(), sigma.min()) >= 0):
+        raise ValueError("alpha and sigma must be finite and >= 0 for every t in [0, 1]")
+    if alpha[0] != 1 or sigma[0] != 0:
+        raise ValueError(f"t = 0 must be clean data, alpha = 1 and sigma = 0; got {alpha[0]:g} and {sigma[0]:g}")
+    if sigma[1:].min() == 0 or (np.diff(alpha[1:] / sigma[1:]) >= 0).any():
+        raise ValueError("log(alpha/sigma) must fall with t: t counts noise")
+
+    def time_of_log_snr(value: ArrayLike) -> jax.Array:
+        value = jnp.asarray(value, jnp.result_type(float))
+
+        def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            later = marginal(middle).log_snr > value
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        low, high = jax.lax.fori_loop(0, 50, halve, (jnp.zeros_like(value), jnp.ones_like(value)))
+        return jnp.where(value == jnp.inf, 0.0, 0.5 * (low + high))
+
+    return Schedule(marginal, time_of_log_snr)
 
 
 def amplitudes(betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

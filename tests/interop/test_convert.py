@@ -169,7 +169,7 @@ def test_export_is_what_was_imported(tmp_path):
     assert plain.keys() == ours.keys()
     for name, value in ours.items():
         np.testing.assert_array_equal(plain[name], value)
-    assert json.loads((tmp_path / "plain" / "config.json").read_text())["image_shape"] == [16, 16, 3]
+    assert json.loads((tmp_path / "plain" / "model.json").read_text())["shape"] == [16, 16, 3]
 
 
 def test_nothing_is_written_unless_everything_fits(folder, tmp_path, capsys):

@@ -292,5 +292,5 @@ def test_sample_refuses(times, options, message):
 
 @pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["typed", "raw"])
 def test_one_key_for_all_samples_is_refused(key):
-    with pytest.raises(ValueError, match="keys must be one per sample, as sample_keys makes them"):
+    with pytest.raises(ValueError, match=r"keys must be one per sample, as sample_keys\(key, num\) makes them"):
         jd.sample(key, GAUSSIAN.denoiser(FLOW), jd.samplers.ddim(), shape=(2,), times=np.array([0.9, 0]), schedule=FLOW)
