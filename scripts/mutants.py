@@ -31,6 +31,34 @@ class Trap(NamedTuple):
 
 TRAPS = (
     Trap(
+        "Augmentation hidden together with the class: changed images pass for plain ones, and leak",
+        "tests/test_augmentations.py::test_training_is_told_and_samples_are_told_nothing_was_done",
+        "jaxdiff/objectives/base.py",
+        "len(hide)), hide) | augment",
+        "len(hide)), hide)",
+    ),
+    Trap(
+        "A rotation told to the network with the wrong sign",
+        "tests/test_augmentations.py::test_edm_tells_all_that_it_does_and_leaves_alone_what_it_tells_nothing_of",
+        "jaxdiff/augmentations.py",
+        "jnp.cos(theta) - 1, jnp.sin(theta)]",
+        "jnp.cos(theta) - 1, -jnp.sin(theta)]",
+    ),
+    Trap(
+        "A sum of two branches that is not of magnitude 1",
+        "tests/models/test_edm2.py::test_magnitudes_of_a_new_network_are_1_and_it_predicts_zero",
+        "jaxdiff/models/edm2.py",
+        "((1 - share) * a + share * b) / math.hypot(1 - share, share)",
+        "(1 - share) * a + share * b",
+    ),
+    Trap(
+        "Learned uncertainty without the term that keeps it from growing",
+        "tests/losses/test_weightings.py::test_learned_uncertainty_finds_the_loss_of_each_noise_level",
+        "jaxdiff/objectives/denoising.py",
+        "return found / jnp.exp(u) + u",
+        "return found / jnp.exp(u)",
+    ),
+    Trap(
         "An evaluation that a stop put off is never made: the resumed run's curve has a hole",
         "tests/test_evaluations.py::test_training_is_as_without_it_and_resumes_exactly",
         "jaxdiff/job/evaluations.py",
@@ -132,8 +160,8 @@ TRAPS = (
         "The shared modulation's table left out: all blocks alike",
         "tests/models/test_dit.py::test_shared_modulation_is_that_of_blocks_with_equal_projections",
         "jaxdiff/models/dit.py",
-        'each = emb + self.param("modulation", ZEROS, (6 * width,), jnp.float32)[None]',
-        'each = emb + 0 * self.param("modulation", ZEROS, (6 * width,), jnp.float32)[None]',
+        'each = emb + self.param("modulation_bias", ZEROS, (6 * width,), jnp.float32)[None]',
+        'each = emb + 0 * self.param("modulation_bias", ZEROS, (6 * width,), jnp.float32)[None]',
     ),
     Trap(
         "Steps paired by arithmetic on the stride instead of by the list of times",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
+from jaxdiff.augmentations import AUGMENTATIONS
 from jaxdiff.codecs import CODECS
 from jaxdiff.commands import main
 from jaxdiff.conditioning import CONDITIONERS
@@ -35,7 +36,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "adding.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 FAMILIES = (
     *(SCHEDULES, SAMPLERS, WEIGHTINGS, TIME_SAMPLINGS, RULES, THRESHOLDS, TIME_GRIDS, NETWORKS, CONDITIONERS, CODECS),
-    *(OBJECTIVES, DATASETS, OPTIMIZERS, LEARNING_RATES, METRICS, LOGGERS),
+    *(OBJECTIVES, DATASETS, AUGMENTATIONS, OPTIMIZERS, LEARNING_RATES, METRICS, LOGGERS),
 )
 
 

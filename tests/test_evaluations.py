@@ -130,6 +130,7 @@ def test_validation_loss_of_a_new_network_is_the_variance_of_noise_and_of_no_bat
     assert whole[0] != pytest.approx(whole[1], rel=0.1) or whole[1] != pytest.approx(whole[8], rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_once_and_its_best_is_drawn(config, tmp_path, capsys):
     """At a rate of nearly 0 nothing becomes better than the first evaluation, at step 1."""
     early = ("--train.evaluate-every", "1", "--train.best", "validation_loss", "--train.patience", "2")

@@ -146,7 +146,11 @@ def test_the_cases_name_every_member():
     assert predictions == set(PREDICTIONS) and weightings == set(WEIGHTINGS.members)
     assert times == set(TIME_SAMPLINGS.members) and optimizers == set(OPTIMIZERS.members)
     assert rates == set(LEARNING_RATES.members)
-    assert set(CODECS.members) == {"pixels"} and set(CONDITIONERS.members) == {"nothing", "classes", "text"}
+    assert set(CODECS.members) == {"pixels", "autoencoder"} and set(CONDITIONERS.members) == {
+        "nothing",
+        "classes",
+        "text",
+    }
     assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency", *FEW_STEPS}
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.augmentations import AUGMENTATIONS, Augmentation
 from jaxdiff.codecs import CODECS
+from jaxdiff.conditioning import with_augmentation
 from jaxdiff.config import Config, Sampling, decoded, make_conditioner, make_schedule, times
 from jaxdiff.data.records import Numbering
 from jaxdiff.data.sources import Source, open_dataset
@@ -11,11 +13,13 @@ from jaxdiff.denoisers import THRESHOLDS, Denoiser
 from jaxdiff.diffusion import Guidance, Method, Recipe
 from jaxdiff.errors import UserError
 from jaxdiff.guidance import RULES
+from jaxdiff.interop.latent import open_autoencoder
 from jaxdiff.losses import TIME_SAMPLINGS, WEIGHTINGS
+from jaxdiff.models import DiT, NetworkOptions
 from jaxdiff.models.caption_encoder import Encoded
 from jaxdiff.objectives import Objective, Setting
 from jaxdiff.samplers import SAMPLERS, Sampler
-from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS, make_learning_rate, make_optimizer
+from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS, make_learning_rate, make_optimizer, projected
 
 PADDED_STEPS = 1000
 """Steps that one compiled sampling program serves on a continuous schedule; more of them compile another."""
@@ -28,10 +32,18 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], about: Mappin
       UserError: the network does not fit the images.
     """
     diffusion, model = config.diffusion, config.model
-    codec = CODECS.build(diffusion.codec, decoded(CODECS, diffusion.codec, diffusion.codec_options))
-    shape = codec.shape(image_shape)
+    given = {"open_autoencoder": open_autoencoder}
+    codec = CODECS.build(diffusion.codec, decoded(CODECS, diffusion.codec, diffusion.codec_options), **given)
+    try:
+        shape = codec.shape(image_shape)
+    except ValueError as error:
+        raise UserError(f"diffusion.codec: {error}") from None
     conditioner = make_conditioner(config, about)
     encoder = conditioner.encoder
+    if (augmentation := make_augmentation(config)) is not None and augmentation.size:
+        if encoder:
+            raise UserError(f"data.augmentation={config.data.augmentation} cannot be told beside captions; use crop")
+        conditioner = with_augmentation(conditioner, augmentation.size)
     try:
         model.check(shape, [*(encoder.says if encoder else conditioner.spec), *config.objective.extra_cond])
     except ValueError as error:
@@ -41,7 +53,25 @@ def make_recipe(config: Config, image_shape: tuple[int, int, int], about: Mappin
     network = Encoded(encoder, network) if encoder else network
     schedule = make_schedule(diffusion)
     extra = config.objective.extra_cond
-    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned, extra_cond=extra)
+    how = {"extra_cond": extra, "frozen": {} if codec.params is None else {"codec": codec.params}}
+    return Recipe(schedule, diffusion.prediction, network, conditioner, codec, shape, learned, **how)
+
+
+def make_augmentation(config: Config) -> Augmentation | None:
+    """How training images are changed.
+
+    Raises:
+      UserError: an option that its member refuses, or a codec that has no pixels.
+    """
+    data = config.data
+    try:
+        options = decoded(AUGMENTATIONS, data.augmentation, data.augmentation_options)
+        made = AUGMENTATIONS.build(data.augmentation, options)
+    except ValueError as error:
+        raise UserError(f"data.augmentation: {error}") from None
+    if made is not None and config.diffusion.codec != "pixels":
+        raise UserError(f"data.augmentation={data.augmentation} is of pixels; set it to none, or the codec to pixels")
+    return made
 
 
 def open_data(config: Config, numbering: Numbering = "natural") -> Source:
@@ -65,6 +95,12 @@ def check_data(config: Config, num_classes: int, num_devices: int) -> None:
         raise UserError(wrong)
     if num_devices % config.parallel.fsdp:
         raise UserError(f"parallel.fsdp={config.parallel.fsdp} must divide the {num_devices} devices")
+    tensor, heads = config.parallel.tensor, getattr(config.model, "num_heads", None)
+    if tensor > 1 and (not isinstance(config.model, DiT) or config.model.num_heads % tensor):
+        raise UserError(
+            f"parallel.tensor={tensor} must divide the heads of a model dit; this one has {heads or 'none'}"
+        )
+    num_devices //= tensor
     unit = num_devices * config.train.accumulate
     if config.train.batch_size % unit:
         raise UserError(
@@ -100,8 +136,8 @@ def make_setting(config: Config, recipe: Recipe) -> Setting:
         if diffusion.time_sampling == "loss_aware" and recipe.schedule.num_steps is None:
             raise ValueError("time sampling loss_aware is of a discrete schedule's steps; choose linear, cosine, ...")
         drawn = TIME_SAMPLINGS.build(diffusion.time_sampling, options, num_steps=recipe.schedule.num_steps)
-        dropout = config.model.dropout > 0
-        return Setting(recipe, weighting, drawn, diffusion.class_dropout, dropout, config.train.batch_size)
+        dropout, made = config.model.dropout > 0, make_augmentation(config)
+        return Setting(recipe, weighting, drawn, diffusion.class_dropout, dropout, config.train.batch_size, made)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -116,7 +152,9 @@ def optimizer_of(config: Config) -> Any:
     options = decoded(OPTIMIZERS, own.name, own.name_options)
     how = {"weight_decay": own.weight_decay, "clip_norm": own.clip_norm, "name": own.name, "options": options}
     try:
-        return make_optimizer(**how, **_rate(config))
+        optimizer = make_optimizer(**how, **_rate(config))
+        has_own = type(config.model).project is not NetworkOptions.project
+        return projected(optimizer, config.model.project) if has_own else optimizer
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from None
 

@@ -67,7 +67,7 @@ class StepProgram:
         mesh: Mesh | None = None,
     ):
         """Args: key -> parameters; what is minimised, and how; shapes of a batch; the settings; and where."""
-        self.mesh = mesh or parallel.make_mesh(layout.fsdp)
+        self.mesh = mesh or parallel.make_mesh(layout.fsdp, tensor=layout.tensor)
         self.keys = {name: purpose_key(seed, name) for name in ("init", "train", "pictures")}
         self.frozen: Any = frozen or {}
         self.batch = batch
@@ -75,6 +75,8 @@ class StepProgram:
         def init(key: jax.Array, given: dict[str, Any] | None = None) -> TrainState:
             given = given or {}
             params = make_params(key)
+            if objective.params is not None:
+                params = {"objective": objective.params(), **params}
             params = jax.tree_util.tree_map_with_path(lambda path, new: given.get(leaf_name(path), new), params)
             return init_state(params, optimizer, len(train.posthoc_ema), objective.init(params))
 
@@ -153,7 +155,7 @@ class Program(StepProgram):
         self.source: Any = source
         self.recipe = recipe = make_recipe(config, source.shape, {"captions": getattr(source, "captions", ())})
         check_data(config, source.num_classes, len(devices))
-        mesh = parallel.make_mesh(config.parallel.fsdp, devices)
+        mesh = parallel.make_mesh(config.parallel.fsdp, devices, config.parallel.tensor)
         loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
         self.config = _noted(config, loaded)
         begun = loaded.pop("start", None)

@@ -14,9 +14,11 @@ class Codec(NamedTuple):
       image_shape: the way back.
       encode: (params, uint8 [batch, h, w, c]) -> float32 [batch, *shape], about [-1, 1]; params are the codec's own.
       decode: (params, x) -> float [batch, h, w, c], an image's range being [-1, 1].
+      params: where it has parameters: theirs, or their shapes and dtypes alone.
     """
 
     shape: Callable[[tuple[int, int, int]], tuple[int, int, int]]
     image_shape: Callable[[tuple[int, int, int]], tuple[int, int, int]]
     encode: Callable[[Any, jax.Array], jax.Array]
     decode: Callable[[Any, jax.Array], jax.Array]
+    params: Any = None

@@ -1,6 +1,6 @@
 """Conditioners: what a network is told beside x_t and t."""
 
-from jaxdiff.conditioning.base import Cond, Conditioner, hidden, nothing
+from jaxdiff.conditioning.base import Cond, Conditioner, hidden, nothing, with_augmentation
 from jaxdiff.conditioning.classes import classes
 from jaxdiff.conditioning.text import frozen_text, text
 from jaxdiff.family import Family
@@ -11,4 +11,14 @@ CONDITIONERS = Family(
     given=("num_classes", "names", "captions", "known"),
 )
 
-__all__ = ["CONDITIONERS", "Cond", "Conditioner", "classes", "frozen_text", "hidden", "nothing", "text"]
+__all__ = [
+    "CONDITIONERS",
+    "Cond",
+    "Conditioner",
+    "classes",
+    "frozen_text",
+    "hidden",
+    "nothing",
+    "text",
+    "with_augmentation",
+]

@@ -50,6 +50,23 @@ def hidden(cond: Cond, null: Cond, hide: Bool[Array, " batch"]) -> Cond:
     return jax.tree.map(choose, null, cond)
 
 
+def with_augmentation(conditioner: Conditioner, size: int) -> Conditioner:
+    """The conditioner with cond["augment"] beside what it says: of the batch where it is there, else zeros."""
+
+    def embed(params: Any, batch: dict[str, jax.Array]) -> Cond:
+        rows = len(next(iter(batch.values())))
+        return {**conditioner.embed(params, batch), "augment": batch.get("augment", jnp.zeros((rows, size)))}
+
+    def null(params: Any, num: int) -> Cond:
+        return {**conditioner.null(params, num), "augment": jnp.zeros((num, size))}
+
+    def parse(words: Sequence[str], num: int) -> dict[str, np.ndarray]:
+        return {**conditioner.parse(words, num), "augment": np.zeros((num, size), np.float32)}
+
+    spec = {**conditioner.spec, "augment": jax.ShapeDtypeStruct((size,), jnp.float32)}
+    return conditioner._replace(spec=spec, embed=embed, null=null, parse=parse)
+
+
 def nothing() -> Conditioner:
     """No condition: every sample is drawn from all the data."""
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from jaxdiff.augmentations import AUGMENTATIONS
 from jaxdiff.codecs import CODECS
 from jaxdiff.conditioning import CONDITIONERS, Conditioner
 from jaxdiff.config.arguments import options_field
@@ -38,6 +39,10 @@ class Data:
     """Which part of it."""
     flip: bool = False
     """Mirror images left to right at random."""
+    augmentation: str = "none"
+    """How else they are changed, see jaxdiff.augmentations: none, crop or edm."""
+    augmentation_options: Options = dataclasses.field(default_factory=dict)
+    """Options of the augmentation, such as p of edm."""
     resize: Annotated[int | tuple[int, int] | None, Between(1, 4096)] = None
     """Bring images to this many pixels a side, or height and width; None keeps their size, then one for all."""
     on_error: Literal["stop", "substitute", "skip"] = "stop"
@@ -186,6 +191,8 @@ class Parallel:
     """One sharded program, or the same step under jax.pmap."""
     fsdp: Annotated[int, Between(1, 100_000)] = 1
     """Devices over which parameters are split (mesh only)."""
+    tensor: Annotated[int, Between(1, 100_000)] = 1
+    """Devices over which heads and MLPs of transformer blocks are split (mesh only)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +289,7 @@ def times(config: Config, sampling: Sampling, max_steps: int | None = None) -> n
 
 
 _FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its options are in FIELD_options
+    ("data", "augmentation", AUGMENTATIONS),
     ("diffusion", "weighting", WEIGHTINGS),
     ("diffusion", "time_sampling", TIME_SAMPLINGS),
     ("diffusion", "codec", CODECS),
@@ -340,8 +348,9 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"train.posthoc_ema={train.posthoc_ema} must be relative widths in 0..0.2886; 0.05 and 0.10 are usual"
     if train.batch_size % train.accumulate:
         yield f"train.batch_size={train.batch_size} must be a multiple of train.accumulate={train.accumulate}"
-    if config.parallel.mode == "pmap" and config.parallel.fsdp != 1:
-        yield f"parallel.fsdp={config.parallel.fsdp} needs parallel.mode mesh"
+    for name in ("fsdp", "tensor"):
+        if config.parallel.mode == "pmap" and getattr(config.parallel, name) != 1:
+            yield f"parallel.{name}={getattr(config.parallel, name)} needs parallel.mode mesh"
 
 
 def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:

@@ -161,6 +161,20 @@ def read_autoencoder(folder: os.PathLike | str, *, sharding: Any = None) -> Part
     return _read(folder, autoencoder, DIFFUSERS, "encoder.conv_in.weight", sharding)
 
 
+def open_autoencoder(folder: str) -> tuple[Autoencoder, Any]:
+    """The network of a folder and its parameters; without one Stable Diffusion's, and their shapes alone.
+
+    Raises:
+      UserError: see `read_autoencoder`.
+    """
+    if folder:
+        part = read_autoencoder(folder)
+        return part.network, part.params
+    network = Autoencoder()
+    side = 2 ** (len(network.channel_mults) - 1)
+    return network, _abstract(network, (1, side, side, network.out_channels))
+
+
 def read_text_encoder(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
     """A CLIPTextModel (or the Flax class of that name) as a `TextEncoder`; see `read_text_unet`."""
     return _read(folder, text_encoder, TRANSFORMERS, "embeddings.token_embedding.weight", sharding)

@@ -77,6 +77,8 @@ def train(
         source = open_data(config, numbering)
         program = Program(config, source)
         config = program.config
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(program.frozen)):
+            raise UserError("diffusion.codec=autoencoder has no weights; name their diffusion.codec_options.folder")
         evaluations = Evaluations(program, numbering) if parse_every(config.train.evaluate_every) else None
         processes.agree({"the data's fingerprint": source.fingerprint})
         given = {} if steps_in(directory_of(config.workdir)) else initial_leaves(config, program.abstract.params)

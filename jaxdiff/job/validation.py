@@ -41,7 +41,7 @@ class Validation:
         self._batches = Batches(source, 0, size, captions=recipe.conditioner.tokenize)
         self._rows, self._size = NamedSharding(mesh, P(mesh.axis_names)), -(-size // mesh.size) * mesh.size
         self._key, everywhere = purpose_key(config.seed, "validation"), NamedSharding(mesh, P())
-        setting = make_setting(config, recipe)._replace(hide=0.0, dropout=False)
+        setting = make_setting(config, recipe)._replace(hide=0.0, dropout=False, augmentation=None)
         loss = config.objective.make(setting).loss
         quantile = getattr(setting.times, "base", None) or time_sampling(setting)
 

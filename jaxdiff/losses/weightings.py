@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdiff.process import EDM_DATA, PREDICTIONS, check_prediction
 from jaxdiff.schedules import Marginal
@@ -140,6 +141,43 @@ def from_log_snr(weight: Callable[[jax.Array], jax.Array]) -> Weighting:
         return Weights(weight(log_snr), weight(log_snr) * jnp.exp(log_snr))
 
     return weights
+
+
+class Uncertainty(NamedTuple):
+    """A weighting with parameters of its own: loss/exp(u) + u, which is least where u = log E[loss | noise level].
+
+    So every noise level has the same pull on the network, whatever the losses there are.
+
+    Attributes:
+      init: () -> parameters, under which u = 0.
+      log_loss: (parameters, log_snr [batch]) -> u [batch].
+    """
+
+    init: Callable[[], jax.Array]
+    log_loss: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def uncertainty(features: int = 128) -> Uncertainty:
+    """u = w . sqrt(2/n) cos(2 pi (f c + phase)), c = -log_snr/8 = log(sigma/alpha)/4; f normal, phases uniform, fixed.
+
+    Args:
+      features: n, >= 1.
+
+    Source: Karras et al. 2024 (EDM2), appendix A and eq. 14 (there w has norm 1 and begins at random).
+
+    >>> learned = uncertainty()
+    >>> learned.log_loss(learned.init(), jnp.array([0.0, jnp.inf])).tolist()
+    [0.0, 0.0]
+    """
+    generator = np.random.Generator(np.random.Philox(0))
+    frequency = (2 * np.pi * generator.standard_normal(features)).astype(np.float32)
+    phase = (2 * np.pi * generator.random(features)).astype(np.float32)
+
+    def log_loss(weights: jax.Array, log_snr: jax.Array) -> jax.Array:
+        c = -jnp.clip(log_snr, -80.0, 80.0) / 8
+        return math.sqrt(2 / features) * jnp.cos(c[:, None] * frequency[None] + phase[None]) @ weights
+
+    return Uncertainty(lambda: jnp.zeros(features), log_loss)
 
 
 def output_weight(kind: str, weighting: Weighting, m: Marginal) -> jax.Array:

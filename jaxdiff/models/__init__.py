@@ -4,6 +4,7 @@ from jaxdiff.family import Family
 from jaxdiff.models.autoencoder import Autoencoder as Autoencoder
 from jaxdiff.models.classifier import Classifier as Classifier
 from jaxdiff.models.dit import DiT as DiT
+from jaxdiff.models.edm2 import EDM2 as EDM2
 from jaxdiff.models.hourglass import Hourglass as Hourglass
 from jaxdiff.models.inception import Inception as Inception
 from jaxdiff.models.network import NetworkOptions as NetworkOptions
@@ -12,5 +13,5 @@ from jaxdiff.models.unet import Model as Model
 from jaxdiff.models.unet import UNet as UNet
 from jaxdiff.models.unet import check as check
 
-NETWORKS = Family("network", {"unet": Model, "dit": DiT, "hourglass": Hourglass})
+NETWORKS = Family("network", {"unet": Model, "dit": DiT, "hourglass": Hourglass, "edm2": EDM2})
 NetworkOptions.family = NETWORKS

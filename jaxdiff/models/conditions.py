@@ -7,6 +7,7 @@
     image     float [batch, h, w, c]          of x's sides, concatenated to its channels
     guidance  float [batch]                   the guidance scale that a distilled network imitates
     r         float [batch]                   the time that a network of two times leads to
+    augment   float [batch, width]            what augmentation did to x, see `jaxdiff.augmentations`
 
 A network has the parameters of those names that it was initialised with.
 """
@@ -28,8 +29,9 @@ _FORMS = {  # dtype and shape of each, past the batch
     "image": (jnp.floating, ("h", "w", "channels"), "floats [batch, h, w, c] of x's sides"),
     "guidance": (jnp.floating, (), "one number an image"),
     "r": (jnp.floating, (), "one number an image"),
+    "augment": (jnp.floating, ("width",), "floats [batch, width]"),
 }
-VECTORS = ("pooled", "r")  # what is added to the time embedding
+VECTORS = ("pooled", "r", "augment")  # what is added to the time embedding
 _MODULES = {"text": "cross_attention"} | {name: name for name in (*VECTORS, "guidance")}  # where parameters of each are
 
 

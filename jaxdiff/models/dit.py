@@ -207,7 +207,7 @@ class Block(nn.Module):
         if keys is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)  # or all blocks would drop the same places
         if own.modulation == "shared":
-            each = emb + self.param("modulation", ZEROS, (6 * width,), jnp.float32)[None]
+            each = emb + self.param("modulation_bias", ZEROS, (6 * width,), jnp.float32)[None]
         else:
             each = nn.Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(each, 6, axis=-1)
@@ -295,7 +295,7 @@ class DiTModule(nn.Module):
             y += positions(rows, columns, options.width)[None].astype(y.dtype)
         if options.registers:
             init = nn.initializers.normal(0.02)
-            own = self.param("registers", init, (options.registers, options.width), jnp.float32).astype(y.dtype)
+            own = self.param("register_tokens", init, (options.registers, options.width), jnp.float32).astype(y.dtype)
             y = jnp.concatenate([jnp.broadcast_to(own, (batch, *own.shape)), y], axis=1)
         each = emb
         if options.modulation == "shared":

@@ -307,7 +307,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, " batch"], cond: Cond = None) -> Float[Array, "batch features"]:
-        """Embed times in [0, 1] and what cond has of label, pooled, guidance and r, see `jaxdiff.models.conditions`."""
+        """Embed times in [0, 1] and what cond has of label and VECTORS, see `jaxdiff.models.conditions`."""
         cond = by_name(cond)
         features = self.features or 4 * self.channels
         slower = self.time_scale / 1000.0

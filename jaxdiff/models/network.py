@@ -33,3 +33,7 @@ class NetworkOptions:
     def module(self, out_channels: int) -> Any:
         """The Linen module: apply(variables, x_t, t, cond, dropout_keys=None), cond a dict."""
         raise NotImplementedError
+
+    def project(self, params: Any) -> Any:
+        """What parameters are brought to after every update, such as weights of norm 1; by default they stay."""
+        return params

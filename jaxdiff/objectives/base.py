@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from jaxdiff.augmentations import Augmentation
 from jaxdiff.conditioning import Cond, hidden
 from jaxdiff.diffusion import Recipe
 from jaxdiff.family import Family
@@ -28,6 +29,7 @@ class Objective(NamedTuple):
       update: (state, batch, losses) -> state, with the drawn batch and the losses of the whole global batch.
       hold: (state, params, step) -> state, before the loss, which then has it as frozen["own"]: a teacher that the
         network becomes ("teacher", sharded as parameters are).
+      params: () -> parameters of its own, trained and averaged with the network's as params["objective"]; None: none.
     """
 
     loss: Callable[[Any, Any, Batch, jax.Array], jax.Array]
@@ -35,6 +37,7 @@ class Objective(NamedTuple):
     draw: Callable[[Any, jax.Array, jax.Array, Batch], tuple[jax.Array, Batch]] | None = None
     update: Callable[[Any, Batch, jax.Array], Any] | None = None
     hold: Callable[[Any, Any, jax.Array], Any] | None = None
+    params: Callable[[], Any] | None = None
 
 
 class Setting(NamedTuple):
@@ -47,6 +50,7 @@ class Setting(NamedTuple):
       hide: how often an example's condition is hidden.
       dropout: whether the network has dropout.
       batch_size: of the global batch.
+      augmentation: of the images, None for none.
     """
 
     recipe: Recipe
@@ -55,6 +59,7 @@ class Setting(NamedTuple):
     hide: float
     dropout: bool
     batch_size: int
+    augmentation: Augmentation | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +85,9 @@ class ObjectiveOptions:
         raise NotImplementedError
 
 
+AUGMENT = 3  # what an example's key is folded with; its split in three is what it was before
+
+
 class Seen(NamedTuple):
     """What a loss is made of: the network under its dropout, x_0, its condition, and a key an example for the rest."""
 
@@ -93,16 +101,21 @@ def seen(setting: Setting, params: Any, frozen: Any, batch: Batch, keys: Array) 
     """One key an example, split in three: for dropout, for hiding its condition, and for its time and noise."""
     recipe = setting.recipe
     dropout_keys, hide_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    x_0, augment = recipe.encode(frozen, batch["image"]), {}
+    if setting.augmentation is not None:
+        augment_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, AUGMENT)
+        x_0, done = jax.vmap(setting.augmentation.apply)(augment_keys, x_0)
+        augment = {"augment": done} if setting.augmentation.size else {}
     cond = recipe.embed(frozen, batch)
     if cond:
         hide = jax.vmap(lambda key: jax.random.bernoulli(key, setting.hide))(hide_keys)
-        cond = hidden(cond, recipe.null(frozen, len(hide)), hide)
+        cond = hidden(cond, recipe.null(frozen, len(hide)), hide) | augment
 
     def predict(x_t: Array, t: Array, cond: Cond) -> Any:
         keys = dropout_keys if setting.dropout else None
         return recipe.network.apply({"params": params}, x_t, t, cond, dropout_keys=keys)
 
-    return Seen(predict, recipe.encode(frozen, batch["image"]), cond, noise_keys)
+    return Seen(predict, x_0, cond, noise_keys)
 
 
 def timed(

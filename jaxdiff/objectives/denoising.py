@@ -4,8 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdiff.losses import denoising_loss
+from jaxdiff.losses.denoising import draw
+from jaxdiff.losses.weightings import uncertainty
 from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting, objective_of, seen, time_sampling
 
 
@@ -13,13 +16,22 @@ from jaxdiff.objectives.base import Batch, Objective, ObjectiveOptions, Setting,
 class Denoising(ObjectiveOptions):
     """The mean square of what the network gets wrong, see jaxdiff.losses.denoising_loss."""
 
+    uncertainty: bool = False
+    """Learn how large the loss is at each noise level, and divide by it (EDM2), see jaxdiff.losses.weightings."""
+
     def make(self, setting: Setting) -> Objective:
         """The objective."""
-        recipe, times = setting.recipe, time_sampling(setting)
+        recipe, times, learned = setting.recipe, time_sampling(setting), uncertainty()
 
         def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
             s = seen(setting, params, frozen, batch, keys)
             how = {"schedule": recipe.schedule, "prediction": recipe.prediction, "weighting": setting.weighting}
-            return denoising_loss(s.keys, s.predict, s.x_0, **how, time_sampling=times, t=batch.get("t"), cond=s.cond)
+            t = batch.get("t")
+            found = denoising_loss(s.keys, s.predict, s.x_0, **how, time_sampling=times, t=t, cond=s.cond)
+            if not self.uncertainty:
+                return found
+            u = learned.log_loss(params["objective"], draw(s.keys, s.x_0, recipe.schedule, times, t).m.log_snr)
+            return found / jnp.exp(u) + u
 
-        return objective_of(setting, loss)
+        made = objective_of(setting, loss)
+        return made._replace(params=learned.init) if self.uncertainty else made

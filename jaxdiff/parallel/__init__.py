@@ -3,7 +3,9 @@
 The mesh has two axes, ("data", "fsdp"). A batch is split over both; parameters, their average and the optimizer's
 moments are split over "fsdp" and copied over "data" (Rajbhandari et al. 2020, ZeRO; a step gathers each parameter
 once and keeps it for the backward pass). Which leaf is split how is data: (pattern, rule) pairs, the first pattern
-found in the leaf's name decides.
+found in the leaf's name decides. With a third axis, "tensor", transformer blocks are split too: heads and the MLP's
+features over it, each device with every row of its batch (Shoeybi et al. 2019, Megatron-LM); the partitioner adds a sum
+over the axis after attention and after the MLP.
 
 Numbers do not depend on the layout beyond the order of float32 sums: with n terms of size |x_i| a sum differs by at
 most n * 6e-8 * sum |x_i|, and in practice by a few 1e-7 relative.
@@ -56,18 +58,42 @@ RULES: tuple[tuple[str, Rule], ...] = (
 )
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh ("data", "fsdp") over all devices; over several slices, "data" spans them and "fsdp" stays inside one.
+_BLOCK = r"(^|/)blocks/"
+TENSOR: tuple[
+    tuple[str, int], ...
+] = (  # pattern, the axis that is split: outputs of the first product, inputs of the second
+    (_BLOCK + r"(cross_)?attention/(query|key|value)/(kernel|bias)$", -1),
+    (_BLOCK + r"(cross_)?attention/proj/kernel$", -2),
+    (_BLOCK + r"dense1/(kernel|bias)$", -1),
+    (_BLOCK + r"dense2/kernel$", -2),
+)
+
+
+def tensor_axis(name: str, shape: tuple[int, ...], mesh: Mesh) -> int | None:
+    """Which axis of a leaf is split over "tensor", counted from the front; None for none.
+
+    >>> mesh = make_mesh()
+    >>> tensor_axis("params/blocks/dense1/kernel", (12, 8, 32), mesh) is None  # there is no such axis in the mesh
+    True
+    """
+    size = mesh.shape.get("tensor", 1)
+    found = next((axis for pattern, axis in TENSOR if re.search(pattern, name)), None)
+    return None if size == 1 or found is None or shape[found] % size else len(shape) + found
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None, tensor: int = 1) -> Mesh:
+    """The mesh ("data", "fsdp") over all devices; over several slices, "data" spans them and the rest stays inside one.
 
     Args:
       fsdp: devices that share one copy of the parameters, >= 1; it divides the devices (of a slice).
       devices: all of `jax.devices()` unless given.
+      tensor: devices over which transformer blocks are split; above 1 the mesh has a third axis, "tensor".
 
     Returns:
-      A mesh of shape (devices/fsdp, fsdp), axis types Auto.
+      A mesh of shape (devices/fsdp, fsdp), or (devices/fsdp/tensor, fsdp, tensor), axis types Auto.
 
     Raises:
-      UserError: fsdp does not divide the number of devices.
+      UserError: fsdp, or fsdp times tensor, does not divide the number of devices.
 
     >>> make_mesh(fsdp=1).axis_names
     ('data', 'fsdp')
@@ -78,12 +104,17 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     if fsdp < 1 or inside % fsdp:
         legal = ", ".join(str(n) for n in range(1, inside + 1) if inside % n == 0)
         raise UserError(f"parallel.fsdp={fsdp} does not divide the {inside} devices of a slice; use one of {legal}")
-    shape = (inside // fsdp, fsdp)
+    if tensor < 1 or (inside // fsdp) % tensor:
+        raise UserError(f"parallel.tensor={tensor} does not divide the {inside // fsdp} devices that fsdp leaves")
+    shape, names = (inside // fsdp, fsdp), ("data", "fsdp")
+    if tensor > 1:
+        shape, names = (inside // fsdp // tensor, fsdp, tensor), (*names, "tensor")
     if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1), devices)
+        over = (slices, *[1] * (len(shape) - 1))
+        grid = mesh_utils.create_hybrid_device_mesh(shape, over, devices, allow_split_physical_axes=True)
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
-    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def state_shardings(state: Any, mesh: Mesh, rules: Sequence[tuple[str, Rule]] = RULES) -> Any:
@@ -105,10 +136,21 @@ def state_shardings(state: Any, mesh: Mesh, rules: Sequence[tuple[str, Rule]] = 
         name = leaf_name(path)
         for pattern, rule in rules:
             if re.search(pattern, name):
-                return NamedSharding(mesh, rule(leaf.shape, mesh.shape["fsdp"]))
+                return NamedSharding(mesh, _with_tensor(name, leaf.shape, mesh, rule))
         raise ValueError(f"no sharding rule covers the leaf {name}; add a (pattern, rule) pair for it")
 
     return jax.tree_util.tree_map_with_path(resolve, state)
+
+
+def _with_tensor(name: str, shape: tuple[int, ...], mesh: Mesh, rule: Rule) -> P:
+    """What the rule says of the other axes, and the leaf's own axis over "tensor"."""
+    axis = tensor_axis(name, shape, mesh)
+    if axis is None:
+        return rule(shape, mesh.shape["fsdp"])
+    others = rule((*shape[:axis], 1, *shape[axis + 1 :]), mesh.shape["fsdp"])
+    spec = [*others, *[None] * (len(shape) - len(others))]
+    spec[axis] = "tensor"
+    return P(*spec)
 
 
 def abstract_state(init: Callable[..., TrainState], mesh: Mesh, *args: Any) -> TrainState:
@@ -150,13 +192,14 @@ def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " local"]:
     >>> [int(row) for row in local_rows(make_mesh(), jax.device_count())] == list(range(jax.device_count()))
     True
     """
-    if batch_size < 1 or batch_size % mesh.size:
-        legal = max(1, round(batch_size / mesh.size)) * mesh.size
+    size = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size < 1 or batch_size % size:
+        legal = max(1, round(batch_size / size)) * size
         raise UserError(
-            f"train.batch_size={batch_size} does not divide over {mesh.size} devices; use a multiple such as {legal}"
+            f"train.batch_size={batch_size} does not divide over {size} devices; use a multiple such as {legal}"
         )
     indices = _batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.sort(np.concatenate([np.arange(batch_size)[index] for index in indices]))
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
 
 def shard_batch(batch: Any, mesh: Mesh, mode: str = "mesh") -> Any:
@@ -234,8 +277,15 @@ def compile_step(
         kept = [state_shardings({"frozen": frozen}, mesh)["frozen"]] if frozen else []
         everywhere = NamedSharding(mesh, P())
         batch = (everywhere, _batch_sharding(mesh, 1)) if several else _batch_sharding(mesh)
+
         # Left to itself, the partitioner splits layers by channel and sends activations around.
-        gather = functools.partial(jax.lax.with_sharding_constraint, shardings=everywhere)
+        def gather(tree: Any) -> Any:
+            def whole(path: tuple, x: jax.Array) -> jax.Array:
+                spec = _with_tensor(leaf_name(path), x.shape, mesh, replicated)
+                return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+            return jax.tree_util.tree_map_with_path(whole, tree)
+
         return jax.jit(
             functools.partial(step, gather=gather),
             in_shardings=(shardings, batch, everywhere, *kept),

@@ -371,3 +371,22 @@ def make_optimizer(
 
     optimizer = OPTIMIZERS.build(name, options, traced, weight_decay, is_matrix)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+
+def projected(optimizer: GradientTransformation, project: Callable[[Any], Any]) -> GradientTransformation:
+    """The optimizer, after which parameters are project(params); its state is the optimizer's.
+
+    >>> import jax.numpy as jnp, optax
+    >>> on_circle = projected(optax.sgd(1.0), lambda w: w / jnp.linalg.norm(w))
+    >>> w = jnp.array([1.0, 0.0])
+    >>> updates, _ = on_circle.update(jnp.array([0.0, -1.0]), on_circle.init(w), w)
+    >>> optax.apply_updates(w, updates).round(3)
+    Array([0.707, 0.707], dtype=float32)
+    """
+    import optax
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree.map(lambda new, old: new - old, project(optax.apply_updates(params, updates)), params), state
+
+    return optax.GradientTransformation(optimizer.init, update)  # type: ignore[arg-type]

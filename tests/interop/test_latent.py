@@ -4,12 +4,19 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
+from jaxdiff.assembly.recipe import make_objective, make_recipe
+from jaxdiff.assembly.training_program import example
+from jaxdiff.commands import main
+from jaxdiff.config import Config, Diffusion, validate
 from jaxdiff.errors import UserError
 from jaxdiff.interop import export_part, latent, read_autoencoder, read_text_encoder, read_text_unet, safetensors
+from jaxdiff.models import DiT
 from tests.stable_diffusion import ROOT, network_folder, tensors_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -241,3 +248,38 @@ def test_folders_without_weights_say_what_they_have(vae, tmp_path):
     (folder / WEIGHTS).unlink()
     with pytest.raises(UserError, match=r"diffusion_flax_model\.msgpack; it has config\.json"):
         read_autoencoder(folder)
+
+
+def test_a_run_is_in_the_latents_of_an_autoencoder(vae):
+    """Encoded as the folder's own network does, with its weights as arguments; loss and samples are of latents."""
+    diffusion = Diffusion(codec="autoencoder", codec_options={"folder": str(vae), "scale": 2.0})
+    config = validate(Config(model=DiT(width=8, depth=1, num_heads=1), diffusion=diffusion))
+    recipe = make_recipe(config, (16, 16, 3))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    part = read_autoencoder(vae)
+    mean = apply(part, images / 127.5 - 1, method="encode").mean
+    x = jax.jit(recipe.encode)(recipe.frozen, images)
+    assert recipe.shape == x.shape[1:] == (8, 8, 4)
+    np.testing.assert_allclose(x, 2 * mean, atol=1e-4)
+    assert jax.eval_shape(recipe.decode, recipe.frozen, x).shape == images.shape
+    params = jax.eval_shape(recipe.network.init, jax.random.key(0), *example(recipe))
+    loss, keys = make_objective(config, recipe).loss, jax.random.split(jax.random.key(0), 2)
+    assert jax.eval_shape(loss, params["params"], recipe.frozen, {"image": jnp.asarray(images)}, keys).shape == (2,)
+
+
+def test_an_autoencoder_without_weights_is_for_plans_and_refuses_other_images(tmp_path, capsys):
+    config = Config(model=DiT(width=8, depth=1, num_heads=1), diffusion=Diffusion(codec="autoencoder"))
+    recipe = make_recipe(config, (64, 32, 3))
+    assert recipe.shape == (8, 4, 4)
+    assert sum(leaf.size for leaf in jax.tree.leaves(recipe.frozen)) == 83_653_863  # Stable Diffusion's VAE
+    for shape in ((64, 30, 3), (64, 32, 1)):
+        with pytest.raises(UserError, match="takes 3 channels and sides that are multiples of 8"):
+            make_recipe(config, shape)
+    for i in range(2):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    options = ["--data.name", "folder", "--data.path", str(tmp_path), "--diffusion.codec", "autoencoder"]
+    options += ["--model", "dit", "--model.num_classes", "0", "--model.width", "8", "--workdir", str(tmp_path / "run")]
+    options += ["--model.num_heads", "1", "--train.batch_size", "8", "--sampling.guidance", "1"]
+    assert main(["train", "digits", *options]) == 2
+    assert "name their diffusion.codec_options.folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

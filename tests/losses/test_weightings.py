@@ -1,10 +1,16 @@
 """Weightings: one weighting is the same objective for every parameterisation, and finite where the loss is."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdiff import Marginal, losses, to_x0_noise
+from jaxdiff.assembly.recipe import make_objective, make_recipe
+from jaxdiff.config import Config, Diffusion
+from jaxdiff.models import DiT
+from jaxdiff.objectives import Denoising
 from jaxdiff.process import PREDICTIONS
 
 WEIGHTINGS = {
@@ -95,3 +101,33 @@ def test_refusals(make, message):
     with pytest.raises(ValueError) as error:
         make()
     assert message in str(error.value)
+
+
+class _Zero:
+    """A network that predicts zero, whatever its parameters."""
+
+    def apply(self, variables, x_t, t, cond, dropout_keys=None):
+        return jnp.zeros_like(x_t)
+
+
+def test_learned_uncertainty_finds_the_loss_of_each_noise_level():
+    """v = alpha noise - sigma x_0 with x_0 = 3: of a prediction of zero the loss is alpha^2 + 9 sigma^2."""
+    config = Config(model=DiT(), diffusion=Diffusion(prediction="v"), objective=Denoising(uncertainty=True))
+    recipe = make_recipe(config, (8, 8, 1))
+    codec = recipe.codec._replace(encode=lambda params, image: jnp.full(image.shape, 3.0))
+    objective = make_objective(config, recipe._replace(codec=codec, network=_Zero()))
+    batch, optimizer = {"image": jnp.zeros((64, 8, 8, 1), jnp.uint8)}, optax.adam(0.1)
+
+    def step(carry, key):
+        loss = lambda p: objective.loss(p, {}, batch, jax.random.split(key, 64)).mean()  # noqa: E731
+        value, grads = jax.value_and_grad(loss)(carry[0])
+        updates, state = optimizer.update(grads, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), value
+
+    params = {"objective": objective.params()}
+    keys = jax.random.split(jax.random.key(0), 300)
+    (params, _), values = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((params, optimizer.init(params)))
+    m = recipe.schedule(jnp.linspace(0.1, 0.9, 9))
+    found = losses.weightings.uncertainty().log_loss(params["objective"], m.log_snr)
+    np.testing.assert_allclose(found, jnp.log(m.alpha**2 + 9 * m.sigma**2), atol=0.2)
+    assert values[-20:].mean() < values[:5].mean() - 1

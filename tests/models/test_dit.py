@@ -227,14 +227,14 @@ def test_norms_see_only_directions_and_swiglu_is_linear_in_its_values():
     y = np.asarray(apply(net, params, X, T, COND))
     same = edited(params, "attention", "query", "kernel", change=lambda k: 8 * k)
     same = edited(same, "attention", "query", "bias", change=lambda k: 8 * k)
-    same = edited(same, "registers", change=lambda r: r[::-1])
+    same = edited(same, "register_tokens", change=lambda r: r[::-1])
     for leaf in ("kernel", "bias"):
         same = edited(same, "blocks", "dense1", leaf, change=lambda k: k.at[..., k.shape[-1] // 2 :].multiply(4.0))
     same = edited(same, "blocks", "dense2", "kernel", change=lambda k: k / 4)
     np.testing.assert_allclose(apply(net, same, X, T, COND), y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
     gate = edited(params, "blocks", "dense1", "kernel", change=lambda k: k.at[..., : k.shape[-1] // 2].multiply(4.0))
     gate = edited(gate, "blocks", "dense2", "kernel", change=lambda k: k / 4)
-    plain = edited(params, "registers", change=lambda r: r + 1)
+    plain = edited(params, "register_tokens", change=lambda r: r + 1)
     for other in (gate, plain):
         assert np.abs(apply(net, other, X, T, COND) - y).max() > 1e-2 * np.abs(y).max()
     sizes = [trained(changed(mlp=mlp, width=24))[1]["params"]["blocks"] for mlp in ("gelu", "swiglu")]
@@ -276,8 +276,8 @@ def test_shared_modulation_is_that_of_blocks_with_equal_projections():
     """W_i = W and b_i = b + table_i: PixArt's adaLN-single is a special case of adaLN."""
     net, shared = trained(changed(modulation="shared", dropout=0.0))
     own = dict(shared["params"])
-    one, table = own.pop("block_modulation"), own["blocks"]["modulation"]
+    one, table = own.pop("block_modulation"), own["blocks"]["modulation_bias"]
     each = {"kernel": jnp.repeat(one["kernel"][None], len(table), 0), "bias": one["bias"][None] + table}
-    own["blocks"] = own["blocks"] | {"modulation": each}
+    own["blocks"] = {n: p for n, p in own["blocks"].items() if n != "modulation_bias"} | {"modulation": each}
     y = apply(changed(dropout=0.0).module(3), {"params": own}, X, T, COND)
     np.testing.assert_allclose(apply(net, shared, X, T, COND), y, rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from jaxdiff import plan
 from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, Data, Model, Parallel, Train
 from jaxdiff.data.description import Expected
+from jaxdiff.parallel import make_mesh
 from jaxdiff.plan.chips import topology_devices
 from jaxdiff.training.state import leaf_name
 
@@ -101,3 +102,8 @@ def test_of_what_is_gathered_all_are_weights(split):
     assert len(gathered) > 20
     assert [found for found in gathered if not found[2].startswith("state.params")] == []
     assert {dtype for dtype, shape, name in gathered if "conv1" in name} == {"bf16"}
+
+
+def test_parameters_are_split_over_a_part_of_a_slice_s_side():
+    """4 of the 8 chips of a side, as imagenet256_sit wants it."""
+    assert make_mesh(4, topology_devices(plan.parse_topology("v5e:8x8"))).shape == {"data": 16, "fsdp": 4}

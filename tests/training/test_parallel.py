@@ -1,5 +1,6 @@
 """Layouts: the same numbers on every one, nothing copied that should be split, buffers given up."""
 
+import dataclasses
 import functools
 import re
 from types import SimpleNamespace
@@ -12,9 +13,12 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxdiff import parallel
+from jaxdiff.assembly.training_program import Program
+from jaxdiff.config import Config, Model, Optimizer, Parallel, Train
 from jaxdiff.errors import UserError
 from jaxdiff.keys import example_keys
 from jaxdiff.losses import loss_aware
+from jaxdiff.models import DiT
 from jaxdiff.models.unet import UNet
 from jaxdiff.objectives import Objective, timed
 from jaxdiff.training import ema
@@ -297,3 +301,52 @@ def test_what_pmap_cannot_do_is_refused():
         parallel.compile_step(lambda *a: a, state, parallel.make_mesh(2), "pmap")
     with pytest.raises(ValueError, match="mode='shard' is unknown"):
         parallel.compile_step(lambda *a: a, state, parallel.make_mesh(), "shard")
+
+
+@pytest.mark.slow
+def test_blocks_split_over_a_third_axis_give_the_numbers_of_one_device():
+    """A DiT with every kind of split leaf, on 2 x 2 x 2 devices; each holds half of every head and MLP kernel."""
+    model, found = DiT(patch=2, width=16, depth=1, num_heads=2, mlp="swiglu", qk_norm=True, num_classes=2), []
+    images = SimpleNamespace(shape=(4, 4, 1), num_classes=2)
+    for devices, layout in ((1, Parallel()), (8, Parallel(fsdp=2, tensor=2))):
+        config = Config(model=model, optimizer=Optimizer(warmup_steps=0), train=Train(batch_size=8), parallel=layout)
+        program = Program(config, images, jax.devices()[:devices])
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+        noisy = lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape)  # noqa: E731
+        state = jax.jit(program.init)(program.keys["init"])
+        state = jax.device_put(dataclasses.replace(state, params=jax.tree.map(noisy, state.params)), shardings)
+        rows = parallel.local_rows(program.mesh, 8)
+        np.testing.assert_array_equal(rows, np.arange(8))
+        batch = {"image": make_batch(0)["image"][:8], "label": np.arange(8, dtype=np.int32) % 2}
+        batch |= {"row": rows.astype(np.int32)}
+        losses = []
+        for _ in range(2):
+            state, metrics = program.step(state, program.place([batch]), program.keys["train"])
+            losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        found.append((losses, state))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    blocks = found[1][1].params["blocks"]
+    for leaf, axis in (("attention/query", 2), ("attention/proj", 1), ("dense1", 2), ("dense2", 1)):
+        kernel = functools.reduce(dict.__getitem__, leaf.split("/"), blocks)["kernel"]
+        assert kernel.sharding.spec[axis] == "tensor", leaf
+        assert kernel.addressable_shards[0].data.size == kernel.size // 4, "half for tensor, half for fsdp"
+    one, other = (jax.device_get(state.params) for _, state in found)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), one, other)
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "right"),
+    [
+        (
+            DiT(num_heads=3, width=24),
+            Parallel(tensor=2),
+            "tensor=2 must divide the heads of a model dit; this one has 3",
+        ),
+        (Model(), Parallel(tensor=2), "this one has none"),
+        (DiT(num_heads=6, width=24), Parallel(tensor=3), "tensor=3 does not divide the 8 devices"),
+    ],
+)
+def test_a_third_axis_that_does_not_fit_is_refused(model, layout, right):
+    images = SimpleNamespace(shape=(16, 16, 1), num_classes=0)
+    with pytest.raises(UserError, match=right):
+        Program(Config(model=model, train=Train(batch_size=24), parallel=layout), images)
