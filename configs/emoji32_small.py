@@ -5,8 +5,8 @@
     uv run sample.py runs/emoji32_small --prompt "green heart, noto" "rocket, twemoji"
 
 7.8 M parameters, 192,000 presentations of 9,943 pictures, sized for 20 minutes on two idle cores, at 98 images a second
-and core (measured by CPU time on a busy AMD EPYC). It has not been trained to its end: after 850
-steps on a busy machine, loss 0.20, faces are faces and hearts are red, squares and pizzas are not there yet.
+and core (measured by CPU time on a busy AMD EPYC). It has not been trained to its end: after
+1,200 steps on a busy machine, loss 0.18, faces are faces, while a green heart is still red and a blue square yellow.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
