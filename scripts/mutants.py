@@ -818,7 +818,7 @@ def copy_tree(to: Path) -> None:
 
 def run(tree: Path, *tests: str) -> bool:
     """Whether the tests pass in that tree; anything but pass and fail is an error of this script."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-m", "", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment)
     if done.returncode not in (0, 1):

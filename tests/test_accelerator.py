@@ -3,9 +3,12 @@
 import json
 import sys
 
+import pytest
+
 from benchmarks import accelerator
 
 
+@pytest.mark.slow
 def test_a_toy_session_leaves_findings_tables_and_goes_on_without_torch(tmp_path, monkeypatch):
     options = ["--toy", "--torch", "/bin/false", "--parts", "forward", "timings", "profile", "--cases", "DiT-B/2"]
     monkeypatch.setattr(sys, "argv", ["accelerator", "--out", str(tmp_path), "--minutes", "5", *options])

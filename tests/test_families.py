@@ -210,9 +210,8 @@ def saved(config, workdir):
     return str(workdir)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "progressive" else pytest.mark.slow) for name in FEW_STEPS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW_STEPS)
 def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name, tmp_path):
     """One device, and four with split parameters and the batch in two parts: equal losses, equal parameters."""
     (objective, diffusion), found = FEW_STEPS[name], []
@@ -248,7 +247,9 @@ def test_the_networks_are_differentiated_forward(dots, model):
     trained(small(dots, model=model, objective=MeanFlow(), diffusion=STRAIGHT))
 
 
-@pytest.mark.parametrize("mode", [Parallel(), Parallel(mode="pmap")], ids=["mesh", "pmap"])
+@pytest.mark.parametrize(
+    "mode", [Parallel(), pytest.param(Parallel(mode="pmap"), marks=pytest.mark.slow)], ids=["mesh", "pmap"]
+)
 def test_a_teacher_is_an_argument_of_the_step_and_no_constant_of_it(dots, tmp_path, mode):
     """The program of a wider teacher is as long; the state holds none of it; guidance changes the loss."""
     sizes, losses = [], []

@@ -113,6 +113,7 @@ def test_kept_steps_are_sampled_and_loaded_and_others_refused(run, capsys):
     assert any(not np.array_equal(a, b) for a, b in zip(raw, ema, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_is_named_by_its_folder_or_its_config(config, run, tmp_path, capsys):
     workdir = tmp_path / "again"
     assert main(["train", str(run / "config.json"), "--workdir", str(workdir), "--train.steps", "2"]) == 0
@@ -124,6 +125,7 @@ def test_a_run_is_named_by_its_folder_or_its_config(config, run, tmp_path, capsy
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_what_does_not_define_a_run_changes_by_word(run, config, tmp_path, capsys):
     workdir = tmp_path / "run"
     assert main(["train", config, "--workdir", str(workdir), "--train.steps", "2"]) == 0

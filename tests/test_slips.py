@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.models.layers import timestep_embedding
+from jaxdiff.models import conditions
 
 SCHEDULE = jd.schedules.cosine()
 KEYS = jd.sample_keys(jax.random.key(0), 4)
@@ -38,7 +38,10 @@ def loss(key=KEYS, **options):
         (lambda: draw(jax.random.PRNGKey(0)), "got one key"),
         (lambda: draw(jnp.zeros(4)), r"made by jax.random.key; got an array \(4,\) of float32"),
         (lambda: jd.sample_keys(KEYS, 4), "from one key; got 4 of them"),
-        (lambda: timestep_embedding(jnp.array([999.0]), 4), r"takes times in \[0, 1\], t/T of step t"),
+        (
+            lambda: conditions.check_arrays({}, jnp.zeros((1, 2, 2, 1)), jnp.array([9.0]), {}, 1),
+            r"takes times in \[0, 1\], t/T of step t",
+        ),
         (lambda: jd.schedules.from_function(lambda t: (1 - 0.5 * t, 0.1 + t)), "clean data, .* got 1 and 0.1"),
         (lambda: jd.schedules.from_function(lambda t: (1 - t, jnp.minimum(t, 0.5) * 0)), "must fall with t"),
         (lambda: jd.schedules.from_function(lambda t: (1 - t, jnp.log(t))), "must be finite and >= 0"),

@@ -38,8 +38,8 @@ def rotated(
 
     Source: Su et al. 2021 (RoFormer), eq. 15.
 
-    >>> rotated(jnp.array([[[[1.0, 0.0]]]]), jnp.full((1, 1), jnp.pi / 2)).round(3).tolist()
-    [[[[0.0, 1.0]]]]
+    >>> [round(float(y), 3) for y in rotated(jnp.array([[[[1.0, 0.0]]]]), jnp.full((1, 1), jnp.pi / 3)).ravel()]
+    [0.5, 0.866]
     """
     cos, sin = (f(angles)[None, :, None].astype(jnp.float32) for f in (jnp.cos, jnp.sin))
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 Cond = Mapping[str, Array] | Array | None
@@ -75,12 +76,14 @@ def check_arrays(cond: Mapping[str, Array], x: Array, t: Array, params: Mapping[
     Args:
       cond: the conditions, of checked names.
       x: images [batch, h, w, c].
-      t: times [batch].
+      t: times [batch]; a step's number is refused as far as it can be seen under jit.
       params: of the network; none while it is initialised.
       channels: of x and the condition image together, for which the parameters were made.
     """
     if t.shape != x.shape[:1]:
         raise ValueError(f"t has shape {t.shape}; it must be one time an image, {x.shape[:1]}")
+    if jnp.issubdtype(t.dtype, jnp.integer) or (not isinstance(t, Tracer) and t.size and jnp.max(t) > 2):
+        raise ValueError(f"a network takes times in [0, 1], t/T of step t in 0..T; got {t}")
     sizes = {"h": x.shape[1], "w": x.shape[2]}
     if "text" in cond and cond["text"].ndim == 3:
         sizes["tokens"] = cond["text"].shape[1]

@@ -86,6 +86,7 @@ def test_the_gradient_vanishes_at_the_mean_velocity_and_not_beside_it():
     assert np.abs(signs(jnp.full(3, 0.05))).max() > 15
 
 
+@pytest.mark.slow
 def test_a_small_network_of_a_mixture_samples_it_in_one_step():
     """Trained from scratch, 1, 2 and 4 steps end where the flow does to 0.15; 1 step by the velocity is 0.8 off."""
     params = trained(functools.partial(mean_flow_loss, equal=0.5, power=0.0), 2)

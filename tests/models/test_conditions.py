@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from jaxdiff.models import NETWORKS, DiT, Hourglass, Model, UNet
+from jaxdiff.models import EDM2, NETWORKS, DiT, Hourglass, Model, UNet
 
 KEY = jax.random.key(0)
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -60,11 +60,14 @@ def unchecked_types(monkeypatch):
 
 
 def test_every_network_has_options_here():
-    assert OPTIONS.keys() == NETWORKS.members.keys()
+    """EDM2's takes labels alone."""
+    assert OPTIONS.keys() | {"edm2"} == NETWORKS.members.keys()
+    with pytest.raises(ValueError, match="text"):
+        EDM2(channels=4, num_classes=3).check((8, 8, 3), ["label", "text"])
     assert all(type(options) is NETWORKS.members[name] for name, options in OPTIONS.items())
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_condition_reaches_its_own_example_alone(name):
     y = np.asarray(program(name)(X, T, COND))
     assert y.shape == X.shape and np.all(np.isfinite(y))
@@ -75,13 +78,13 @@ def test_every_condition_reaches_its_own_example_alone(name):
         np.testing.assert_array_equal(found[1:], y[1:], err_msg=condition)
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_masked_tokens_are_not_seen(name):
     y, noise = program(name)(X, T, COND), COND["text"].at[:, 3].set(100.0)
     np.testing.assert_array_equal(program(name)(X, T, COND | {"text": noise}), y)
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_new_vectors_change_nothing_at_first(name):
     """So that a trained network may be given them: a guidance scale, a second time."""
     net, params = trained(name)
@@ -94,7 +97,7 @@ def test_new_vectors_change_nothing_at_first(name):
     np.testing.assert_array_equal(program(name).func(new, X, T, other), y)
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_bare_array_is_a_label_or_a_text(name):
     options = OPTIONS[name]
     for net, bare, named in (
@@ -105,7 +108,7 @@ def test_a_bare_array_is_a_label_or_a_text(name):
         assert first == second
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize(
     ("changes", "right"),
     [
@@ -132,7 +135,7 @@ def test_what_does_not_fit_is_refused_in_one_line(name, changes, right, unchecke
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_conditions_that_a_network_was_not_initialised_with_are_refused(name):
     net = OPTIONS[name].module(5)
     params = {"params": jax.eval_shape(net.init, KEY, X, T, COND["label"])["params"]}
@@ -141,7 +144,7 @@ def test_conditions_that_a_network_was_not_initialised_with_are_refused(name):
             jax.eval_shape(net.apply, params, X, T, {"label": COND["label"], condition: COND[condition]})
 
 
-@pytest.mark.parametrize("name", NETWORKS.members)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_options_check_names(name):
     options = OPTIONS[name]
     options.check((8, 12, 5), COND)

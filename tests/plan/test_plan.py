@@ -18,6 +18,7 @@ from jaxdiff.config.files import load
 from jaxdiff.data.description import Expected, expect_dataset
 from jaxdiff.data.sources import open_dataset
 from jaxdiff.errors import UserError
+from jaxdiff.job import execution
 from jaxdiff.job import training as training_job
 from jaxdiff.parallel import make_mesh
 from jaxdiff.plan import compiling, planning
@@ -49,7 +50,7 @@ def test_the_planned_step_is_the_step_that_train_runs(tmp_path, monkeypatch):
         return state, steps
 
     monkeypatch.setattr(training_job, "Program", Spied)
-    monkeypatch.setattr(training_job, "run", run)
+    monkeypatch.setattr(execution, "run", run)
     config = dataclasses.replace(CONFIG, workdir=str(tmp_path / "run"))
     assert training_job.train(config, 0.0)[0] == 0
     planned = Program(CONFIG, expect_dataset("digits"), jax.devices())
