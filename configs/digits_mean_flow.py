@@ -7,8 +7,8 @@
 An SVM trained on the real digits reads 98.8 %, 99.8 % and 99.8 % of 500 samples as the class asked for at 1, 2 and 4
 steps (99.2 % of held-out real ones), and the Fréchet distance of pixels is 76, 83 and 78 (held-out real images: 18).
 With model.time_scale 1000 in place of 20 it is 246, 138 and 98: a network that is quick in time has no derivative to
-learn from. 800 steps, 90 seconds of 2 cores that did other work beside; the loss stays near 1,
-since each example's is divided by itself (`objective.power`).
+learn from. 800 steps took 4 to 7 minutes of 2 cores that did much other work beside; the loss stays near 1, since each
+example's is divided by itself (`objective.power`).
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train

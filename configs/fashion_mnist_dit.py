@@ -4,7 +4,7 @@
     uv run train.py fashion_mnist_dit --data.path FOLDER --train.evaluate-every 1000 \\
       --train.evaluate-metrics validation_loss fid --train.best fid
 
-1,869,964 parameters. Not trained to its end by us: tried for some steps only, in which the loss falls.
+1,869,964 parameters. Not trained by us.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
