@@ -160,3 +160,10 @@ def test_what_cannot_be_measured_is_a_line_before_anything_is_written(config, tm
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and right in error, error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_against_a_teacher_that_changes_is_no_validation_loss(config, evaluated, tmp_path, capsys):
+    begun = ("--objective", "progressive", "--objective.start", str(evaluated))
+    assert train(config, tmp_path / "run", *EVERY, *begun, "--train.evaluate-metrics", "validation_loss") == 2
+    assert "against a teacher that changes; take metrics of samples" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

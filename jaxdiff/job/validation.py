@@ -13,6 +13,7 @@ from jaxdiff.assembly.training_program import Program
 from jaxdiff.data.batches import Batches
 from jaxdiff.data.sources import Source
 from jaxdiff.diffusion import whole
+from jaxdiff.errors import UserError
 from jaxdiff.keys import example_keys, purpose_key
 from jaxdiff.objectives.base import time_sampling
 from jaxdiff.parallel import put
@@ -32,6 +33,9 @@ class Validation:
       program: of the run.
       source: the held-out images.
       num: how many of them, at most.
+
+    Raises:
+      UserError: an objective whose loss says nothing of progress.
     """
 
     def __init__(self, program: Program, source: Source, num: int):
@@ -42,7 +46,13 @@ class Validation:
         self._rows, self._size = NamedSharding(mesh, P(mesh.axis_names)), -(-size // mesh.size) * mesh.size
         self._key, everywhere = purpose_key(config.seed, "validation"), NamedSharding(mesh, P())
         setting = make_setting(config, recipe)._replace(hide=0.0, dropout=False, augmentation=None)
-        loss = config.objective.make(setting).loss
+        objective = config.objective.make(setting)
+        if objective.hold is not None:
+            raise UserError(
+                "train.evaluate_metrics=validation_loss: this objective's loss is against a teacher that changes; take "
+                "metrics of samples"
+            )
+        loss = objective.loss
         quantile = getattr(setting.times, "base", None) or time_sampling(setting)
 
         @jax.jit
