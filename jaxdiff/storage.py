@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import threading
 import re
 from pathlib import Path
 
@@ -135,4 +136,4 @@ def check_writable(path: Place, what: str) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")

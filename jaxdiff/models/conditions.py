@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
@@ -82,7 +83,7 @@ def check_arrays(cond: Mapping[str, Array], x: Array, t: Array, params: Mapping[
     """
     if t.shape != x.shape[:1]:
         raise ValueError(f"t has shape {t.shape}; it must be one time an image, {x.shape[:1]}")
-    if jnp.issubdtype(t.dtype, jnp.integer) or (not isinstance(t, Tracer) and t.size and jnp.max(t) > 2):
+    if jnp.issubdtype(t.dtype, jnp.integer) or (not isinstance(t, Tracer) and t.size and np.asarray(t).max() > 2):
         raise ValueError(f"a network takes times in [0, 1], t/T of step t in 0..T; got {t}")
     sizes = {"h": x.shape[1], "w": x.shape[2]}
     if "text" in cond and cond["text"].ndim == 3:
