@@ -3,8 +3,8 @@
 import contextlib
 import errno
 import os
-import threading
 import re
+import threading
 from pathlib import Path
 
 from etils import epath
