@@ -218,6 +218,7 @@ def test_a_run_that_died_after_its_checkpoint_repeats_no_line(trained, config, t
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]["lost"] > 0
 
 
+@pytest.mark.slow
 def test_a_consistency_run_begins_with_the_average(trained, config, tmp_path, capsys):
     """At a rate of nearly 0 the parameters stay what they were."""
     start = (
@@ -241,6 +242,7 @@ def test_a_consistency_run_begins_with_the_average(trained, config, tmp_path, ca
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(trained):
     run, params = read_run(trained), restore(trained).ema_params
     made = recipe.make_recipe(run, (4, 4, 1))
@@ -259,6 +261,7 @@ def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(train
     assert np.all(losses(params, 10) != own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--parallel.mode", "pmap"), ("--train.steps-per-call", "3")])
 def test_other_ways_to_run_a_step_give_the_same_numbers(trained, config, tmp_path, options):
     assert _train(config, tmp_path, *options, "--train.sample-every", "0") == 0
@@ -413,6 +416,7 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
         assert _close(changed, expected(state.ema_params, sampling)) and not _close(changed, drawn)
 
 
+@pytest.mark.slow
 def test_autoguidance_goes_away_from_an_earlier_step_or_another_run(trained, tmp_path, capsys):
     """The same step of itself changes nothing but rounding; an earlier one does; what names none is refused."""
     auto = ("--num", "8", "--guidance", "2", "--guidance-rule", "autoguidance")

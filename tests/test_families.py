@@ -174,11 +174,13 @@ DIT = DiT(width=8, depth=2, num_heads=2, num_classes=2)
 UNET = Model(channels=4, channel_mults=(1,), blocks=1, attention_resolutions=(), num_classes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [UNET, DIT], ids=["unet", "dit"])
 def test_a_network_trains(dots, model):
     trained(small(dots, model=model))
 
 
+@pytest.mark.slow
 def test_a_hybrid_objective_trains_and_samples_with_its_variance(dots):
     config = small(dots, objective=Hybrid(), diffusion=Diffusion(schedule="cosine"))
     program, state = trained(config)

@@ -44,6 +44,7 @@ SHELL = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE 
 COMMANDS = [line for line in SHELL if "runs/digits" in line]  # prompts are drawn in test_text.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_commands_of_the_page_run(digits, line, capsys):
     assert main([*shlex.split(line)[1:], "--num", "8", "--batch-size", "8", "--out", "drawn.npz"]) == 0

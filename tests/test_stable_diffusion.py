@@ -110,6 +110,7 @@ def three(folder, mesh, **changes):
     return pictures.to_uint8(images).astype(int)
 
 
+@pytest.mark.slow
 def test_two_devices_draw_the_same(folder, drawn):
     found = three(folder, Mesh(np.array(jax.devices()[:2]), ("data",)))
     assert np.abs(found - drawn.astype(int)).max() <= 1

@@ -62,6 +62,7 @@ def assert_accounted(workdir, wall: float, closing: str) -> None:
     assert last["lost"] == seconds["lost"] and abs(last["other"]) <= 0.02 * last["total"]
 
 
+@pytest.mark.slow
 def test_killed_three_times_and_no_bit_differs(starter, config, straight, tmp_path):
     every = ("--train.checkpoint_every", "3")
     wall, ended = kill_and_finish(starter, config, tmp_path / "run", [False, True, False], *every)
@@ -70,12 +71,14 @@ def test_killed_three_times_and_no_bit_differs(starter, config, straight, tmp_pa
     assert not half_written(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_parameters(starter, config, straight, tmp_path):
     ended = starter.run(config, "--workdir", str(tmp_path / "run"), "--train.steps", "30", devices=8)
     assert ended.code == 0, ended.err
     assert_close(tmp_path / "run", straight, 30)
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_it_saves_within_seconds_and_goes_on(starter, config, straight, tmp_path):
     job = starter.start(config, "--workdir", str(tmp_path / "run"), slow_steps=(0.05,))
     job.until(lambda: last_step(tmp_path / "run") >= 12, "step 12")
@@ -136,6 +139,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_saving(starter, config, straight, small_disk):
     run = small_disk / "run"
     ended = starter.run(config, "--workdir", str(run))

@@ -100,6 +100,7 @@ def test_imported_run_is_evaluated_with_the_features_of_fid(tmp_path, capsys, mo
     assert "no floor: data.split: test: a folder of images has one split" in said.err
 
 
+@pytest.mark.slow
 def test_weights_are_read_in_slices(tmp_path, monkeypatch):
     """Of a leaf that is split over the 8 devices nothing larger than a device's part is ever made."""
     make, parts = jax.make_array_from_callback, {}
@@ -152,6 +153,7 @@ def test_config_py_is_the_run_s_config(tmp_path):
     assert config == read_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_export_is_what_was_imported(tmp_path):
     main(["convert", str(ROOT / "ddpm_cifar10"), str(tmp_path / "run")])
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "diffusers"), "--to", "diffusers"]) == 0

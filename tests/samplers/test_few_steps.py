@@ -19,6 +19,7 @@ from tests.samplers import few_steps as f
 SCHEDULES = {name: CONTINUOUS[name] for name in ("continuous_vp", "edm", "flow", "shifted_cosine")}
 CASES = f.cases_of(SCHEDULES, GRIDS, (5, 10, 20))
 METHODS = tuple(name for name in c.METHODS if name != "ddim")
+QUICK = ("heun", "dpm_solver_2", "dpmpp_2m", "dpmpp_3m", "unipc 2", "deis 3", "plms")  # the others are slow tests
 FLOW, EDM = SCHEDULES["flow"], SCHEDULES["edm"]
 
 
@@ -30,7 +31,9 @@ def ends(name, by_x_0=False):
     return np.asarray(f.program(c.METHODS[name].make, SCHEDULES, by_x_0)(index, times.astype(dtype), x_T.astype(dtype)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 def test_no_worse_than_ddim_and_float32_is_float64(name):
     """5 steps or more, every grid: at most 1.1 times DDIM's error; and in float32 the same within 1 % of the data."""
     with jax.enable_x64(True):

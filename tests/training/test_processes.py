@@ -25,6 +25,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.parallel import processes
 from jaxdiff.training.checkpoints import restore
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 from jaxdiff.config import *
