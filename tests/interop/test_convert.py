@@ -19,8 +19,7 @@ from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
 from jaxdiff.interop.diffusers import abstract_params
 from jaxdiff.interop.schedulers import scheduler_from_config
-from jaxdiff.job import convert
-from jaxdiff.job import evaluation as evaluation_job
+from jaxdiff.job import comparison, convert
 from jaxdiff.job.workdir import check_workdir
 from jaxdiff.training.checkpoints import Checkpoints, restore, restore_with_meta
 from jaxdiff.training.state import init_state
@@ -91,7 +90,7 @@ def test_imported_run_is_evaluated_with_the_features_of_fid(tmp_path, capsys, mo
     photos.mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)):
         Image.fromarray(pixels).save(photos / f"{i}.png")
-    monkeypatch.setattr(evaluation_job, "LEAST", 16)
+    monkeypatch.setattr(comparison, "LEAST", 16)
     options = ["--data-path", str(photos), "--metrics", "fid", "--num", "16", "--batch-size", "16"]
     weights = str(write_weights(tmp_path / "inception.safetensors"))
     assert main(["evaluate", str(workdir), *options, "--steps", "2", "--sampler", "ddim", "--features", weights]) == 0
