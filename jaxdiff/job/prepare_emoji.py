@@ -117,9 +117,8 @@ def prepare_emoji(out: Path, size: int, packages: Path | None) -> str:
         shutil.rmtree(half / "packages", ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         half.replace(out)
-    except BaseException:
+    finally:  # gone where it became `out`
         shutil.rmtree(half, ignore_errors=True)
-        raise
     listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     return (
         f"{out}: {sum(counts.values())} pictures of {size}x{size} ({listed}; {twins} held-out ones that equal one of "
