@@ -34,6 +34,8 @@ FORMATS = {
 """Pillow's format, and its options, by the ending of a file's name."""
 _LARGEST_SIDE = {"PNG": 2**16, "JPEG": 65500, "WEBP": 16383}
 _MAX_PIXELS = 2**28  # of one picture
+SETTINGS = "jaxdiff"
+"""The text of a PNG that holds, in JSON, all that it was drawn by."""
 
 
 def grid(
@@ -168,10 +170,11 @@ def vacant(path: Place, text: Mapping[str, str]) -> Place:
     """The path, or path_2, path_3, ...: the first at which there is no picture that says other things of itself."""
     wanted = {name: _printable(value) for name, value in text.items()}
     numbered = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(2))
-    return next(place for place in itertools.chain([path], numbered) if not place.exists() or _text(place) == wanted)
+    return next(place for place in itertools.chain([path], numbered) if not place.exists() or text_of(place) == wanted)
 
 
-def _text(path: Place) -> dict[str, str] | None:
+def text_of(path: Place) -> dict[str, str] | None:
+    """What a picture says of itself; None where there is none."""
     with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(io.BytesIO(path.read_bytes())) as image:
         return dict(getattr(image, "text", {}))
     return None

@@ -85,6 +85,22 @@ def test_pictures_say_how_they_were_drawn_and_default_files_are_not_overwritten(
         "class": "b",
     }
     assert text.items() >= wanted.items()
+    again = tmp_path / "again.png"
+    assert main(["sample", "--like", str(tmp_path / "w_1.5" / "000001.png"), "--out", str(again)]) == 0
+    assert again.read_bytes() == (tmp_path / "w_1.5" / "000001.png").read_bytes()
+
+
+def test_a_grid_is_drawn_again_from_itself(trained, tmp_path, capsys):
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    options = ["--num", "5", "--classes", "b", "a", "--steps", "2", "--seed", "3", "--scale", "2"]
+    assert _sample(trained, *options, "--out", str(one)) == 0
+    assert main(["sample", "--like", str(one), "--out", str(two)]) == 0
+    assert one.read_bytes() == two.read_bytes()
+    assert main(["sample", "--like", str(one), "--step", "1"]) == 2
+    assert "no checkpoint of step 1" in capsys.readouterr().err
+    Image.new("L", (4, 4)).save(one)
+    assert main(["sample", "--like", str(one)]) == 2
+    assert "does not say how it was drawn" in capsys.readouterr().err
 
 
 def test_pictures_in_other_formats_and_sizes(trained, tmp_path):

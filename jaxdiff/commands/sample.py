@@ -1,6 +1,7 @@
 """`jaxdiff sample WORKDIR [--option value ...]`: samples of a run, or images of a text; sample.py is the same."""
 
 import dataclasses
+import json
 from typing import Literal
 
 import tyro
@@ -11,7 +12,7 @@ from jaxdiff.config.arguments import take_members
 from jaxdiff.config.files import load_plugins
 from jaxdiff.errors import UserError, program
 from jaxdiff.parallel import processes
-from jaxdiff.schema import Options
+from jaxdiff.schema import Options, decode
 from jaxdiff.storage import place
 
 
@@ -43,6 +44,8 @@ class SampleArguments(Processes):
     """How x_0 estimates are kept in range: none, static or dynamic."""
     threshold_options: Options = dataclasses.field(default_factory=dict)
     """Its options: limit, percentile."""
+    like: FileName = ""
+    """A PNG of sample.py to draw again, or in another way: what is given beside it counts, WORKDIR too."""
     seed: int = 0
     """Sample i depends on the seed and i alone."""
     num: int | None = None
@@ -85,11 +88,30 @@ class SampleArguments(Processes):
     """Draw with the best checkpoint, of a run with train.best, rather than the newest."""
 
 
+def _drawn_by(picture: str) -> tuple[SampleArguments, int | None]:
+    """The arguments that a picture was drawn by, and which of the samples it is alone, if it is no grid."""
+    from jaxdiff import pictures
+
+    text = pictures.text_of(place(picture)) or {}
+    try:
+        arguments = decode(SampleArguments, {**json.loads(text[pictures.SETTINGS]), "like": picture})
+        return arguments, int(text["sample"]) if "sample" in text else None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"--like {picture} does not say how it was drawn; the PNGs of {program('sample')} do") from None
+
+
 def run(argv: list[str]) -> tuple[int, str]:
     """Draws; the exit code and the line that says where the samples are."""
     argv = load_plugins(argv)[1]
-    default, argv = take_members(SampleArguments(), argv)
-    arguments = parse(SampleArguments, argv, program("sample"), default=default)
+
+    def parsed(like: SampleArguments) -> SampleArguments:
+        default, rest = take_members(like, argv)
+        return parse(SampleArguments, rest, program("sample"), default=default)
+
+    arguments, only = parsed(SampleArguments()), None
+    if arguments.like:
+        default, only = _drawn_by(arguments.like)
+        arguments = parsed(default)
     if not arguments.workdir:
         raise UserError("WORKDIR is missing: the folder of a run, or of a Stable Diffusion model; see --help")
     use_compilation_cache()
@@ -97,9 +119,9 @@ def run(argv: list[str]) -> tuple[int, str]:
     def draw() -> tuple[int, str]:
         from jaxdiff.job import sampling as sampling_job
 
-        asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
+        asked = {name: value for name, value in vars(arguments).items() if name not in {"like", *vars(Processes())}}
         for name in ("workdir", "out", "init_image", "mask", "prompts"):
             asked[name] = place(asked[name]) if asked[name] else None
-        return sampling_job.draw(sampling_job.Request(**asked))
+        return sampling_job.draw(sampling_job.Request(**asked, only=only))
 
     return processes.run(arguments.place(), program("sample"), draw)

@@ -3,8 +3,11 @@
 import dataclasses
 import difflib
 import io
+import json
 import mimetypes
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,14 +21,14 @@ from jaxdiff import pictures
 from jaxdiff.assembly.recipe import make_method, unseen
 from jaxdiff.conditioning import Conditioner
 from jaxdiff.config import Sampling, decoded, validate
-from jaxdiff.config.arguments import options_field
 from jaxdiff.data.decoding import decode_image, open_image
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
-from jaxdiff.errors import UserError
+from jaxdiff.errors import UserError, program
 from jaxdiff.guidance import RULES
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
+from jaxdiff.job.drawing import draw_batches
 from jaxdiff.job.trained import load, with_sampling
 from jaxdiff.job.weak_model import weak_params
 from jaxdiff.keys import purpose_key
@@ -77,6 +80,7 @@ class Request:
     best: bool = False
     step: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
+    only: int | None = None  # of the samples, the one to be written
 
 
 class Opened(NamedTuple):
@@ -89,10 +93,10 @@ class Opened(NamedTuple):
       batch: what the samples are of, NumPy [num, ...].
       away: what guidance goes away from; None: the null cond.
       weak: parameters of autoguidance's worse model, if any.
+      request: with the model's own settings where it had none.
       what: the model in the closing line, such as "step 500".
       name: of the default file.
       how: sampler and steps, for the closing line.
-      text: what PNGs say of themselves.
       class_names: by number; () where there are none.
       notes: lines to print.
       rows: of a grid; 0 for about a square.
@@ -105,10 +109,10 @@ class Opened(NamedTuple):
     batch: dict[str, np.ndarray]
     away: dict[str, np.ndarray] | None
     weak: Any
+    request: Request
     what: str
     name: Place
     how: str
-    text: dict[str, str]
     class_names: Sequence[str]
     notes: tuple[str, ...]
     rows: int
@@ -118,6 +122,12 @@ class Opened(NamedTuple):
         """What stands in a grid of num samples under each row or under each picture."""
         texts = self.texts if len(self.texts) > 1 else ()
         return texts if self.rows or not texts else tuple(texts[i % len(texts)] for i in range(num))
+
+    def about(self, i: int) -> dict[str, str]:
+        """What the PNG of sample i alone says: which it is, and of what."""
+        of, label = {"sample": str(i)}, int(self.batch["label"][i]) if "label" in self.batch else None
+        of |= {} if label is None else {"class": self.class_names[label] if self.class_names else str(label)}
+        return of | ({"prompt": self.texts[i % len(self.texts)]} if self.texts else {})
 
 
 def draw(request: Request) -> tuple[int, str]:
@@ -140,8 +150,10 @@ def draw(request: Request) -> tuple[int, str]:
     recipe, method = opened.recipe, opened.method
     out = request.out or opened.name
     check_out(request, out, num)
-    shape, titles = recipe.codec.image_shape(recipe.shape), opened.titles(num)
-    if titles and request.scale is None and ending(out) in pictures.FORMATS:
+    shape = recipe.codec.image_shape(recipe.shape)
+    if request.only is not None and ending(out) not in pictures.FORMATS:
+        raise UserError(f"--out {out}: what --like names is one picture; give FILE.png, .jpg or .webp")
+    if request.only is None and opened.titles(num) and request.scale is None and ending(out) in pictures.FORMATS:
         request = dataclasses.replace(request, scale=pictures.enlargement(shape, titled=True))
     check_size(request, out, num, opened.rows, shape)
     given: dict[str, Any] = {}
@@ -150,28 +162,43 @@ def draw(request: Request) -> tuple[int, str]:
     elif request.mask is not None:
         raise UserError("--mask says which part of --init-image is drawn anew: give the image too")
 
-    make = make_draw(
-        recipe, method, num if request.trajectory else min(num, batch_size), mesh, trajectory=request.trajectory
-    )
-    start = time.perf_counter()
+    size = num if request.trajectory else min(batch_size, 1 << (num - 1).bit_length())  # few programs for all numbers
+    size = -(-size // mesh.size) * mesh.size
+    make = make_draw(recipe, method, size, mesh, trajectory=request.trajectory)
     key = purpose_key(request.seed, "sample")
-    drawn = make(opened.params, key, num, opened.batch, away=opened.away, weak=opened.weak, **given)
-    seconds = time.perf_counter() - start
+    told = opened.batch, opened.away, given
+
+    def batch(i: int, like: Method = method) -> Any:
+        rows = slice(i * size, min(num, (i + 1) * size))
+        batch, away, given = jax.tree.map(lambda x: x[rows], told)
+        how = {"away": away, "weak": opened.weak, "like": like, **given}
+        return make(opened.params, key, rows.stop - rows.start, batch, rows.start, **how)
+
+    steps = int(np.count_nonzero(np.diff(method.times)))
+    once = method._replace(times=np.append(method.times[:1], np.repeat(method.times[-1:], len(method.times) - 1)))
+    start, only = time.perf_counter(), request.only
+    batches = range(-(-num // size)) if only is None else [only // size]
+    drawn, stopped = draw_batches(batch, batches, steps, None if request.trajectory else lambda: batch(0, once))
+    how = f"{opened.how}, {time.perf_counter() - start:.1f} s"
+    count = min(num, len(drawn) * size) if only is None else num
+    if jax.process_index() == 0 and drawn:
+        text = _said(dataclasses.replace(opened.request, num=count, batch_size=batch_size, scale=request.scale))
+        text |= {} if only is None else opened.about(only)
+        out = out if request.out else pictures.vacant(out, text)
+        if request.trajectory:
+            _write_trajectory(out, drawn[0][1], method.times[: steps + 1], text)
+        else:
+            images = np.concatenate(drawn) if only is None else drawn[0][[only % size]]
+            write_images(request, out, pictures.to_uint8(images), text, opened)
+    if stopped:
+        where = f"after {count} of {num} samples, which are in {out}" if count else "before the first samples were done"
+        print(f"{program('sample')}: stopped {where}", file=sys.stderr, flush=True)
+        os._exit(75)  # XLA is still at work
     if jax.process_index():
         return 0, ""
-    text = {**opened.text, "seed": str(request.seed), "num": str(num)}
-    if request.init_image is not None:
-        text |= {"init_image": str(request.init_image), "strength": f"{request.strength:g}"}
-        text |= {} if request.mask is None else {"mask": str(request.mask)}
-    out = out if request.out else pictures.vacant(out, text)
-    if request.trajectory:
-        times = method.times[: int(np.count_nonzero(np.diff(method.times))) + 1]
-        _write_trajectory(out, drawn[1], times, text)
-    else:
-        said = {"labels": opened.batch.get("label"), "names": opened.class_names, "texts": opened.texts}
-        write_images(request, out, pictures.to_uint8(drawn), text, **said, rows=opened.rows, titles=titles)
     notes = [f"note: {note}" for note in opened.notes]
-    return 0, "\n".join([*notes, f"{num} samples of {opened.what} ({opened.how}, {seconds:.1f} s) in {out}"])
+    what = f"{num} samples" if only is None else f"sample {only}"
+    return 0, "\n".join([*notes, f"{what} of {opened.what} ({how}) in {out}"])
 
 
 def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
@@ -201,17 +228,16 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
         batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
     method = make_method(config, sampling, trajectory=request.trajectory)
     weak = weak_params(config, sampling, request.workdir, model.state, sharding)
-    text = {"run": str(request.workdir), "step": str(model.step)} | _described(vars(sampling))
-    text |= {} if request.ema is None else {"ema": f"{request.ema:g}"}
-    text |= {"classes": ", ".join(request.classes)} if request.classes else {}
-    text |= {"prompt": "\n".join(texts), "negative_prompt": request.negative_prompt} if reads_text else {}
     rows = len(request.classes or texts or conditioner.examples)
     rows = 0 if reads_text and num <= rows else rows
     how = f"{sampling.sampler}, {sampling.steps} steps"
     name = request.workdir / "samples" / _file_name(request, f"{sampling.sampler}{sampling.steps}")
     what = f"step {model.step}"
-    drawn = (recipe, model.params, method, batch, away, weak)
-    return Opened(*drawn, what, name, how, text, model.class_names, notes, rows, texts)
+    own = {name: value for name, value in vars(sampling).items() if hasattr(request, name)}
+    step = None if model.state is None else model.step  # an exported folder has one
+    request = dataclasses.replace(request, **own, step=step, prompt=texts if reads_text else ())
+    drawn = (recipe, model.params, method, batch, away, weak, request)
+    return Opened(*drawn, what, name, how, model.class_names, notes, rows, texts)
 
 
 def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened:
@@ -261,14 +287,11 @@ def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened
     batch, away, notes = _told(request.prompt, request.negative_prompt, recipe.conditioner, num)
     name = Path(_file_name(request, f"{scheduler.method}{steps}"))
     how = f"{scheduler.method}, {steps} steps, guidance {guidance:g}"
-    text = {"prompt": "\n".join(request.prompt), "negative_prompt": request.negative_prompt, "run": str(folder)}
-    asked = ("eta", "guidance_rule", "spacing", "threshold", "height", "width", "dtype")
-    asked = {name: getattr(request, name) for name in asked} | {"sampler_options": dict(scheduler.options)}
-    options = {name: getattr(request, name) for name in map(options_field, ("guidance_rule", "spacing", "threshold"))}
-    text |= _described({"sampler": scheduler.method, "steps": steps, "guidance": guidance, **asked, **options})
+    own = {"sampler": scheduler.method, "sampler_options": dict(scheduler.options), "steps": steps}
+    request = dataclasses.replace(request, **own, guidance=guidance)
     rows = len(request.prompt) if num > len(request.prompt) > 1 else 0
-    drawn = (recipe, pipeline.unet.params, method, batch, away, None)
-    return Opened(*drawn, str(folder), name, how, text, (), (*notes, *pipeline.notes), rows, request.prompt)
+    drawn = (recipe, pipeline.unet.params, method, batch, away, None, request)
+    return Opened(*drawn, str(folder), name, how, (), (*notes, *pipeline.notes), rows, request.prompt)
 
 
 def _prompts(request: Request) -> tuple[str, ...]:
@@ -339,9 +362,15 @@ def _read_image(path: Place, channels: int) -> np.ndarray:
     return decode_image(open_image(file, str(path)), str(path), channels)
 
 
-def _described(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings in words, but for those that are not set."""
-    return {name: str(value) for name, value in settings.items() if value not in (None, {})}
+def _said(request: Request) -> dict[str, str]:
+    """What a PNG says of itself: each setting in words, and all of them as JSON, for --like."""
+    usual = Request(request.workdir)
+    asked = {name: value for name, value in vars(request).items() if name not in ("out", "format", "only")}
+    asked = {name: value for name, value in asked.items() if value != getattr(usual, name) or name == "seed"}
+    words = {name: str(value) for name, value in asked.items()} | {"run": str(request.workdir)}
+    words |= {name: "\n".join(asked[name]) for name in ("prompt", "classes") if name in asked}
+    paths = {name: str(getattr(request, name)) for name in ("workdir", "init_image", "mask") if getattr(request, name)}
+    return words | {pictures.SETTINGS: json.dumps({**asked, **paths})}
 
 
 def _file_name(request: Request, how: str) -> str:
@@ -418,48 +447,34 @@ def _names(num: int, images: Any, form: str | None) -> list[tuple[str, Any]]:
     return [(f"{i:06}.{form or 'png'}", None if images is None else images[i]) for i in range(num)]
 
 
-def write_images(
-    request: Request,
-    out: Place,
-    images: np.ndarray,
-    text: dict[str, str],
-    labels: np.ndarray | None = None,
-    rows: int = 0,
-    names: Sequence[str] = (),
-    texts: Sequence[str] = (),
-    titles: Sequence[str] = (),
-) -> None:
-    """A grid with a class or text a row, a folder of single images, or arrays.
+def write_images(request: Request, out: Place, images: np.ndarray, text: dict[str, str], opened: Opened) -> None:
+    """A grid with a class or text a row, a single image, a folder of them, or arrays.
 
     Args:
       request: how large and in which format.
       out: by its ending, see SUFFIXES.
       images: uint8 [n, h, w, c].
-      text: what PNGs say of themselves; single ones add which sample they are, and of which class.
-      labels: int32 [n].
-      rows: of a grid; 0 for about a square.
-      names: of the classes by number, if they have any.
-      texts: that the images are of, in turn.
-      titles: of a grid, see `pictures.grid`.
+      text: what PNGs say of themselves.
+      opened: what the images are of.
     """
-    suffix = ending(out)
-    if suffix in pictures.FORMATS:
-        pictures.write_picture(out, pictures.grid(images, _rows(len(images), rows), request.scale, titles), text)
+    suffix, n, texts = ending(out), len(images), opened.texts
+    if request.only is not None:
+        pictures.write_picture(out, pictures.enlarged(images, request.scale or 1)[0], text)
+    elif suffix in pictures.FORMATS:
+        grid = pictures.grid(images, _rows(n, opened.rows), request.scale, opened.titles(n))
+        pictures.write_picture(out, grid, text)
     elif suffix == ".npz":
-        arrays: dict[str, Any] = {"images": images} if labels is None else {"images": images, "labels": labels}
+        labels, names = opened.batch.get("label"), opened.class_names
+        arrays: dict[str, Any] = {"images": images} if labels is None else {"images": images, "labels": labels[:n]}
         arrays |= {"class_names": np.array(names)} if labels is not None and names else {}
-        arrays |= {"prompts": np.array(texts)[np.arange(len(images)) % len(texts)]} if texts else {}
+        arrays |= {"prompts": np.array(texts)[np.arange(n) % len(texts)]} if texts else {}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         pictures.write_whole(out, buffer.getvalue())
     else:
         images = pictures.enlarged(images, request.scale or 1)
-        for i, (name, image) in enumerate(_names(len(images), images, request.format)):
-            own = {**text, "sample": str(i)}
-            if labels is not None:
-                own["class"] = names[int(labels[i])] if names else str(labels[i])
-            own |= {"prompt": texts[i % len(texts)]} if texts else {}
-            pictures.write_picture(out / name, image, own)
+        for i, (name, image) in enumerate(_names(n, images, request.format)):
+            pictures.write_picture(out / name, image, text | opened.about(i))
 
 
 def _write_trajectory(out: Place, walk: Any, times: np.ndarray, text: dict[str, str]) -> None:
