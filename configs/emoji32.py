@@ -22,14 +22,14 @@ config = Config(
         conditioner="text",
         conditioner_options={"words": 3072, "max_tokens": 16},
     ),
-    optimizer=Optimizer(name="adam", learning_rate=1e-3, warmup_steps=500, schedule="linear"),
+    optimizer=Optimizer(name="adam", learning_rate=1e-3, warmup_steps=200, schedule="wsd"),
     train=Train(
-        steps=27_000,
+        steps=20_000,
         batch_size=64,
         checkpoint_every="10m",
         log_every=50,
         sample_every="30m",
-        ema_decay=0.9995,
+        ema_decay=0.999,
     ),
     sampling=Sampling(sampler="dpmpp_2m", steps=16, guidance=4.0),
 )

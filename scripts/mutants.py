@@ -129,6 +129,27 @@ TRAPS = (
         "if False:",
     ),
     Trap(
+        "Pictures of one text are told apart by the contrastive loss",
+        "tests/test_judge.py::test_the_loss_is_the_cross_entropy_of_both_ways_without_pairs_of_one_text",
+        "jaxdiff/objectives/contrastive.py",
+        "jnp.where(same & ~own, -jnp.inf, scores)",
+        "jnp.where(same & ~own, scores, scores)",
+    ),
+    Trap(
+        "A tie with the judge's best text counts as a hit",
+        "tests/test_judge.py::test_a_tie_is_no_hit",
+        "jaxdiff/evaluation/prompts.py",
+        "(scores[:, 1:] >= scores[:, :1])",
+        "(scores[:, 1:] > scores[:, :1])",
+    ),
+    Trap(
+        "Pictures are judged by their neighbours' texts",
+        "tests/test_judge.py::test_a_judge_finds_the_texts_of_real_pictures_and_not_of_noise",
+        "jaxdiff/evaluation/prompts.py",
+        "row[0], row[1:] = numbers[text],",
+        "row[0], row[1:] = (numbers[text] + 1) % len(pool),",
+    ),
+    Trap(
         "Skips of the hourglass are left out",
         "tests/models/test_hourglass.py::test_fine_detail_goes_by_the_skips",
         "jaxdiff/models/hourglass.py",

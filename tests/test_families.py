@@ -151,7 +151,7 @@ def test_the_cases_name_every_member():
         "classes",
         "text",
     }
-    assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency", *FEW_STEPS}
+    assert set(OBJECTIVES.members) == {"denoising", "hybrid", "consistency", "contrastive", *FEW_STEPS}
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "weighting", "times", "optimizer", "rate"), TRAININGS)

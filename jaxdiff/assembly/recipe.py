@@ -177,8 +177,10 @@ def make_method(config: Config, sampling: Sampling, *, trajectory: bool = False)
     With trajectory the times are not padded, since every one of them is shown.
 
     Raises:
-      UserError: an option that its member refuses.
+      UserError: an option that its member refuses, or a network that draws nothing.
     """
+    if not config.model.draws:
+        raise UserError("this run judges pictures by their texts, and draws none; give it to evaluate as --judge")
     schedule = make_schedule(config.diffusion)
     most = schedule.num_steps or -(-sampling.steps // PADDED_STEPS) * PADDED_STEPS
     options = decoded(SAMPLERS, sampling.sampler, sampling.sampler_options)

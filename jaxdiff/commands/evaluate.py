@@ -12,7 +12,7 @@ scores.json and out of the table. Several processes are started as those of samp
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -21,6 +21,7 @@ from jaxdiff.commands.parser import FileName, Processes, parse
 from jaxdiff.config.files import load_plugins
 from jaxdiff.errors import program
 from jaxdiff.evaluation.measure import METRICS
+from jaxdiff.evaluation.prompts import PROMPTED
 from jaxdiff.evaluation.scores import LIKELIHOODS
 from jaxdiff.parallel import processes
 from jaxdiff.storage import place
@@ -32,7 +33,9 @@ class EvaluateArguments(Processes):
 
     workdir: tyro.conf.Positional[FileName]
     """The run."""
-    metrics: Annotated[str, tyro.conf.arg(help=f"Of {', '.join([*METRICS.members, *LIKELIHOODS])}.")] = "fid,kid"
+    metrics: Annotated[str, tyro.conf.arg(help=f"Of {', '.join([*METRICS.members, *LIKELIHOODS, *PROMPTED])}.")] = (
+        "fid,kid"
+    )
     sampler: str | None = None
     """Methods, by commas; default the run's own."""
     steps: str | None = None
@@ -57,6 +60,12 @@ class EvaluateArguments(Processes):
     """Another data set than the run's, as data.name has it."""
     test_path: FileName = ""
     """Test images in another place; a folder of images has none of its own."""
+    judge: FileName = ""
+    """Of prompt and style: a run of the objective contrastive."""
+    splits: str | None = None
+    """Of prompt, style, colour and nearest: splits of the data, by commas; default the run's own."""
+    repeats: int = 1
+    """Of these: how many seeds, from --seed on."""
     features: FileName = ""
     """FILE of weights of FID's Inception or of a classifier, or MODULE:FUNCTION."""
 
@@ -66,13 +75,18 @@ def run(argv: list[str]) -> tuple[int, str]:
     arguments = parse(EvaluateArguments, load_plugins(argv)[1], program("evaluate"), __doc__)
     asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
     asked |= {"workdir": place(arguments.workdir)} | {
-        name: asked[name] or None for name in ("data_path", "test_path", "features")
+        name: asked[name] or None for name in ("data_path", "test_path", "features", "judge")
     }
     use_compilation_cache()
 
     def evaluate() -> tuple[int, str]:
         from jaxdiff.job.evaluation import Evaluation
+        from jaxdiff.job.prompts import PromptEvaluation
 
-        return 0, Evaluation(SimpleNamespace(**asked)).run()
+        names = arguments.metrics.split(",")
+        told, rest = [name for name in names if name in PROMPTED], [name for name in names if name not in PROMPTED]
+        made: list[Any] = [PromptEvaluation(SimpleNamespace(**asked), told)] if told else []
+        made += [Evaluation(SimpleNamespace(**{**asked, "metrics": ",".join(rest)}))] if rest else []
+        return 0, "\n".join(each.run() for each in made)
 
     return processes.run(arguments.place(), program("evaluate"), evaluate)

@@ -327,6 +327,11 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if schedule is not None:
         yield from _sampling_problems(config, schedule)
+    if config.model.draws != config.objective.draws:
+        right = "the objective contrastive" if config.objective.draws else "a model of kind two_towers"
+        yield f"a judge of pictures and texts, and what draws, are trained apart: this one needs {right}"
+    elif not config.model.draws and train.evaluate_every not in (0, "0"):
+        yield "train.evaluate_every: a model of kind two_towers draws nothing; leave it at 0"
     if sampling.guidance != 1 and sampling.guidance_rule != "autoguidance":
         if conditioner is not None and not conditioner.spec:
             yield f"sampling.guidance={sampling.guidance} needs a condition: set model.num_classes, or guidance to 1"

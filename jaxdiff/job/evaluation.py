@@ -24,6 +24,7 @@ from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.evaluation.features import choose
 from jaxdiff.evaluation.measure import METRICS, measure
+from jaxdiff.evaluation.prompts import PROMPTED
 from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.comparison import Comparison, check_num, parts
 from jaxdiff.job.likelihood import build_bits
@@ -230,7 +231,7 @@ def _chart(scores: list[Score], floor: Score | None) -> np.ndarray:
 
 def _metrics(text: str) -> list[str]:
     names = text.split(",")
-    legal = [*METRICS.members, *LIKELIHOODS]
+    legal = [*METRICS.members, *LIKELIHOODS, *PROMPTED]
     unknown = [name for name in names if name not in legal]
     if unknown:
         raise UserError(f"--metrics {unknown[0]!r} is not one of {', '.join(legal)}")

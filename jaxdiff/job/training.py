@@ -150,8 +150,10 @@ def _job(
         if batches.cut and jax.process_index() == 0:
             report(f"note: {batches.cut} captions have more tokens than fit; their ends are not read")
         ahead = start.stack.enter_context(batches.iterate(start.first))
-        drawn = _pictures(config, program, workdir, start.log)
-        hooks = [Hook(make_cadence(config.train.sample_every), drawn, on_stop=False, span="sampling")]
+        hooks = []
+        if config.model.draws:
+            drawn = _pictures(config, program, workdir, start.log)
+            hooks = [Hook(make_cadence(config.train.sample_every), drawn, on_stop=False, span="sampling")]
         parts = Parts(substitutes.counted(ahead, start.first) if substitutes else ahead, hooks, measured, about)
         if not evaluations:
             return parts

@@ -120,7 +120,7 @@ def squared_relu(x: Array) -> Array:
 
 
 class ConvBlock(nn.Module):
-    """Equation (1).
+    """Equation (1); without an embedding nothing is modulated.
 
     Attributes:
       dtype: compute dtype.
@@ -129,10 +129,12 @@ class ConvBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Image, emb: Float[Array, "batch features"]) -> Image:
+    def __call__(self, x: Image, emb: Float[Array, "batch features"] | None) -> Image:
         """Apply the block to x under silu(e)."""
-        width = x.shape[-1]
-        shift, scale = jnp.split(nn.Dense(2 * width, kernel_init=ZEROS, name="modulation")(emb)[:, None, None], 2, -1)
+        width, shift, scale = x.shape[-1], 0.0, 0.0
+        if emb is not None:
+            each = nn.Dense(2 * width, kernel_init=ZEROS, name="modulation")(emb)[:, None, None]
+            shift, scale = jnp.split(each, 2, -1)
         y = (rms_norm(x) * (1 + scale) + shift).astype(self.dtype)
         y = squared_relu(conv3x3(width, self.dtype, "conv1")(y)).astype(self.dtype)
         return (x + conv3x3(width, self.dtype, "conv2", zero=True)(y)).astype(x.dtype)

@@ -18,6 +18,8 @@ class NetworkOptions:
     """
 
     family: ClassVar[Family]
+    draws: ClassVar[bool] = True
+    """Whether it predicts, and samples can be drawn with it."""
     num_classes: int = 0
     dropout: float = 0.0
     remat: bool = False

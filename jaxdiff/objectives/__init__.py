@@ -4,6 +4,7 @@ from jaxdiff.family import Family
 from jaxdiff.objectives.base import Objective, ObjectiveOptions, Setting, timed
 from jaxdiff.objectives.consistency import Consistency
 from jaxdiff.objectives.continuous_consistency import ContinuousConsistency
+from jaxdiff.objectives.contrastive import Contrastive
 from jaxdiff.objectives.denoising import Denoising
 from jaxdiff.objectives.hybrid import Hybrid
 from jaxdiff.objectives.latent_consistency import LatentConsistency
@@ -22,6 +23,7 @@ OBJECTIVES = Family(
         "progressive": Progressive,
         "continuous_consistency": ContinuousConsistency,
         "latent_consistency": LatentConsistency,
+        "contrastive": Contrastive,
     },
 )
 ObjectiveOptions.family = OBJECTIVES
@@ -30,6 +32,7 @@ __all__ = [
     "OBJECTIVES",
     "Consistency",
     "ContinuousConsistency",
+    "Contrastive",
     "Denoising",
     "Hybrid",
     "LatentConsistency",

@@ -69,6 +69,8 @@ class ObjectiveOptions:
     family: ClassVar[Family]
     learned_variance: ClassVar[bool] = False
     """Whether the network puts out a variance beside the prediction."""
+    draws: ClassVar[bool] = True
+    """Whether what it trains draws samples."""
     extra_cond: ClassVar[tuple[str, ...]] = ()
     """What the network is told beside the conditioner's cond: "r", "guidance"; see jaxdiff.models.conditions."""
 

@@ -1,0 +1,196 @@
+"""How well a run's samples follow their prompts, split by split: judged beside real pictures and shuffled prompts."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import pictures
+from jaxdiff.data.sources import Source, open_dataset
+from jaxdiff.data.webdataset import WebdatasetRecords
+from jaxdiff.errors import UserError
+from jaxdiff.evaluation import prompts
+from jaxdiff.evaluation.extractors import digest
+from jaxdiff.job.trained import load
+from jaxdiff.storage import check_writable
+
+BATCH = 256
+
+
+class Judge:
+    """A run of the objective contrastive, as a function of pictures and one of texts.
+
+    Raises:
+      UserError: the run is of another network.
+    """
+
+    def __init__(self, workdir: Any):
+        self.trained = model = load(workdir)
+        if model.config.model.draws:
+            raise UserError(f"--judge {workdir} is no judge; train one with --model two_towers --objective contrastive")
+        leaves = jax.tree_util.tree_leaves_with_path(model.params)
+        self.digest = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+
+        @jax.jit
+        def towers(params: Any, images: jax.Array, tokens: jax.Array) -> jax.Array:
+            recipe = model.recipe
+            cond = recipe.embed(recipe.frozen, {"tokens": tokens})
+            return recipe.network.apply({"params": params}, recipe.encode({}, images), jnp.zeros(len(images)), cond)
+
+        self._towers = towers
+
+    def _each(self, tower: int, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        found, n = [], max(len(images), len(tokens))
+        for start in range(0, n, BATCH):
+            rows = np.minimum(start + np.arange(BATCH), n - 1)
+            batch = [x[rows] if len(x) == n else np.repeat(x, BATCH, axis=0) for x in (images, tokens)]
+            found.append(np.asarray(self._towers(self.trained.params, *batch)[:, tower]))
+        return np.concatenate(found)[:n]
+
+    def images(self, images: np.ndarray) -> np.ndarray:
+        """[n, features] of uint8 [n, h, w, c]."""
+        return self._each(0, images, self._tokens([""]))
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """[n, features]."""
+        return self._each(1, np.zeros((1, *self.trained.image_shape), np.uint8), self._tokens(texts))
+
+    def _tokens(self, texts: Sequence[str]) -> np.ndarray:
+        return self.trained.recipe.conditioner.parse(texts, len(texts))["tokens"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The pictures of one split whose first captions are the prompts.
+
+    Attributes:
+      pool: the distinct first captions of the whole split.
+      texts: of the pictures that are taken.
+      real: those pictures.
+      facts: what the data says of each beside its captions: style, colour.
+    """
+
+    pool: tuple[str, ...]
+    texts: tuple[str, ...]
+    real: np.ndarray
+    facts: tuple[Mapping[str, Any], ...]
+
+
+class PromptEvaluation:
+    """One command: everything is checked when it is made, and measured by `run`."""
+
+    def __init__(self, arguments: SimpleNamespace, metrics: Sequence[str]):
+        self._arguments, self._metrics = arguments, metrics
+        self._model = model = load(arguments.workdir, step=arguments.step)
+        if model.recipe.conditioner.tokenize is None or not model.config.model.draws:
+            raise UserError(f"--metrics {metrics[0]}: {arguments.workdir} draws nothing of a text")
+        if not arguments.judge and {"prompt", "style"} & set(metrics):
+            raise UserError(
+                "--metrics prompt and style need --judge RUN, of --model two_towers --objective contrastive"
+            )
+        self._judge = Judge(arguments.judge) if arguments.judge else None
+        if self._judge and self._judge.trained.image_shape != model.image_shape:
+            raise UserError(
+                f"--judge looks at images of {self._judge.trained.image_shape}; the run's are {model.image_shape}"
+            )
+        self._out = arguments.workdir / "evaluation" / "prompts.md"
+        check_writable(self._out, "the file")
+        self._splits = {name: self._split(name) for name in (arguments.splits or model.config.data.split).split(",")}
+        self._trained = self._source(model.config.data.split) if "nearest" in metrics else None
+
+    def _source(self, split: str) -> Source:
+        data = self._model.config.data
+        path = self._arguments.data_path or data.path
+        where = data.name, path, split, data.resize, data.on_error, data.background, data.allow_empty
+        return open_dataset(*where, "natural", True)
+
+    def _split(self, name: str) -> Split:
+        source, data = self._source(name), self._model.config.data
+        rows = np.random.Generator(np.random.Philox(0)).permutation(len(source))[: self._arguments.num]
+        found, firsts = source.gather(rows), [texts[0] for texts in source.captions if texts]
+        facts: list[Mapping[str, Any]] = [{}] * len(rows)
+        if data.name == "webdataset" and data.on_error != "skip":
+            records = WebdatasetRecords(self._arguments.data_path or data.path, name)
+            facts = [records.facts(int(record)) for record in found["record"]]
+        pool, texts = tuple(dict.fromkeys(firsts)), tuple(source.captions[record][0] for record in found["record"])
+        if "prompt" in self._metrics and len(pool) < prompts.CANDIDATES:
+            few = f"{len(pool)} different captions, and a prompt is to be found among {prompts.CANDIDATES}"
+            raise UserError(f"--splits {name} has {few}")
+        return Split(pool, texts, found["image"], tuple(facts))
+
+    def run(self) -> str:
+        """The table of all splits, which the run's folder gets too."""
+        a, columns = self._arguments, list(self._columns())
+        lines = ["| split | pictures | n | " + " | ".join(columns) + " |", "|---" * (3 + len(columns)) + "|"]
+        seeds, sampling = range(a.seed, a.seed + a.repeats), self._sampling()
+        for name, split in self._splits.items():
+            each = [self._scores(split, self._drawn(split, seed, sampling)) for seed in seeds]
+            mean = {key: float(np.mean([scores[key] for scores in each])) for key in each[0]}
+            spread = {key: float(np.std([s[key] for s in each], ddof=1)) if len(each) > 1 else None for key in mean}
+            shuffled = self._scores(split, np.roll(split.real, 1, axis=0))
+            for what, scores, error in (
+                ("drawn", mean, spread),
+                ("real", self._scores(split, split.real), {}),
+                ("real, shuffled", shuffled, {}),
+            ):
+                cells = [_cell(scores.get(key), error.get(key)) for key in columns]
+                lines.append(f"| {name} | {what} | {len(split.texts)} | " + " | ".join(cells) + " |")
+        lines += ["", self._about(seeds, sampling)]
+        text = "\n".join(lines) + "\n"
+        pictures.write_whole(self._out, text.encode())
+        return text
+
+    def _sampling(self) -> Mapping[str, Any]:
+        a = self._arguments
+        asked = {"sampler": a.sampler, "steps": a.steps and int(a.steps), "guidance": a.guidance, "eta": a.eta}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def _drawn(self, split: Split, seed: int, sampling: Mapping[str, Any]) -> np.ndarray:
+        size = self._arguments.batch_size
+        return self._model.draw(len(split.texts), split.texts, seed=seed, batch_size=size, **sampling)
+
+    def _columns(self) -> Iterator[str]:
+        for name in self._metrics:
+            yield from ("prompt top-1", "top-5") if name == "prompt" else (name,)
+
+    def _scores(self, split: Split, images: np.ndarray) -> dict[str, float]:
+        found = self._judged(self._judge, split, images) if self._judge else {}
+        colours = {i: fact["colour"] for i, fact in enumerate(split.facts) if "colour" in fact}
+        if "colour" in self._metrics and colours:
+            found["colour"] = float(prompts.coloured(images, colours).mean())
+        if self._trained is not None:
+            known = self._trained.gather(np.arange(len(self._trained)))["image"]
+            found["nearest"] = float(np.median(prompts.nearest(images, known)))
+        return found
+
+    def _judged(self, judge: Judge, split: Split, images: np.ndarray) -> dict[str, float]:
+        found, vectors = {}, judge.images(images)
+        if "prompt" in self._metrics:
+            rows = prompts.candidates(split.texts, split.pool)
+            place = prompts.ranks(vectors, judge.texts(split.pool), rows)
+            found |= {"prompt top-1": float((place < 1).mean()), "top-5": float((place < 5).mean())}
+        named = [i for i, fact in enumerate(split.facts) if split.texts[i].endswith(f", {fact.get('style')}")]
+        if "style" in self._metrics and named:
+            styles = sorted({split.facts[i]["style"] for i in named})
+            stems = [split.texts[i].removesuffix(split.facts[i]["style"]) for i in named]
+            own = np.array([styles.index(split.facts[i]["style"]) for i in named])
+            texts = judge.texts([stem + style for stem in stems for style in styles])
+            scores = np.einsum("nd,nsd->ns", vectors[named], texts.reshape(len(named), len(styles), -1))
+            found["style"] = float((scores.argmax(1) == own).mean())
+        return found
+
+    def _about(self, seeds: Sequence[int], asked: Mapping[str, Any]) -> str:
+        own = self._model.config.sampling
+        how = {"sampler": own.sampler, "steps": own.steps, "guidance": own.guidance, **asked}
+        judge = f" Judge {self._judge.digest}, step {self._judge.trained.step}." if self._judge else ""
+        drawn = f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']:g}"
+        over = f"means over seeds {', '.join(map(str, seeds))} and their standard deviation"
+        return f"Step {self._model.step}, {drawn}; {over}.{judge}"
+
+
+def _cell(value: float | None, error: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
