@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from jaxdiff import commands, diffusion, pictures
+from jaxdiff import commands, diffusion, pictures, plan
 from jaxdiff.assembly import recipe
 from jaxdiff.commands import main
 from jaxdiff.commands.parser import CONFIGS
@@ -352,13 +352,20 @@ def test_what_cannot_be_a_workdir(config, tmp_path, capsys, monkeypatch, workdir
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dry_run_says_what_it_costs_and_writes_nothing(trained, config, tmp_path, capsys):
-    assert _train(config, tmp_path / "run", "--dry-run", "--train.accumulate", "1") == 0
+def test_a_dry_run_says_what_it_costs_and_writes_nothing(trained, config, tmp_path, capsys, monkeypatch):
+    assert _train(config, tmp_path / "run", "--dry-run", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(restore(trained).params))
+    assert facts["config"]["optimizer"]["learning_rate"] == 0.01 and facts["seconds"] == 4 * facts["step_seconds"] > 0
+    monkeypatch.setattr(plan, "describe", lambda config: {**facts, "seconds": 1e6})
+    assert _train(config, tmp_path / "run", "--dry-run") == 0
     out = capsys.readouterr().out
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(restore(trained).params))
-    assert f"parameters  {parameters:,}\n" in out
-    assert "GFLOP" in out and "MiB" in out and "1.000 0.667 0.333 0.000" in out and '"learning_rate": 0.01' in out
-    assert not any(tmp_path.iterdir())
+    assert (
+        f"parameters  {facts['parameters']:,}\n" in out
+        and "about 11.6 days: 4 steps" in out
+        and "MORE THAN A DAY" in out
+    )
+    assert "GFLOP" in out and "MiB" in out and "1.000 0.667 0.333 0.000" in out and not any(tmp_path.iterdir())
 
 
 def test_the_default_config_and_workdir(monkeypatch):

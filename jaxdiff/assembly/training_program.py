@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -95,6 +95,14 @@ class StepProgram:
             self.plain_step, self.abstract, self.mesh, self._mode, self._steps, self.abstract_frozen
         )
 
+    def new_state(self, given: Mapping[str, Any] | None = None) -> TrainState:
+        """The state to begin with; leaves of the parameters to take in place of new ones, by name."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        # It runs once: on CPU, optimising it takes five times as long as all else.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        init = jax.jit(self.init, out_shardings=shardings, compiler_options=options)
+        return init(self.keys["init"], dict(given or {}))
+
     @functools.cached_property
     def placed(self) -> Any:
         """The frozen trees on the devices, sharded as the state is."""
@@ -108,14 +116,14 @@ class StepProgram:
         """The compiled step, or call of several."""
         return self._step(state, batch, key, *self._given)
 
-    def compiled(self) -> Callable[..., tuple[TrainState, Any]]:
-        """`step`, compiled now rather than when it is first called; it takes the same arguments.
+    def compiled(self, program: Any = None) -> Callable[..., tuple[TrainState, Any]]:
+        """`step`, compiled now (or before: `lower().compile()`), not when it is first called; same arguments.
 
         Under pmap of several processes it is compiled at its first call all the same: JAX cannot do it before.
         """
         if self._mode == "pmap" and jax.process_count() > 1:
             return self.step
-        program = self.lower().compile()
+        program = program or self.lower().compile()
         step = functools.partial(self._step, pmapped=program) if self._mode == "pmap" else program
         return lambda state, batch, key: step(state, batch, key, *self._given)
 

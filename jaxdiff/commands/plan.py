@@ -1,6 +1,7 @@
 """`jaxdiff plan [CONFIG] [--topology ...]`: what a step needs; `train --dry-run` is the same."""
 
 import dataclasses
+import json
 from typing import Annotated
 
 import tyro
@@ -9,11 +10,12 @@ from jaxdiff.commands import use_compilation_cache
 from jaxdiff.commands.parser import FileName, parse_config
 from jaxdiff.config import Config
 from jaxdiff.errors import UserError
+from jaxdiff.schema import encode
 
 
 @dataclasses.dataclass(frozen=True)
 class PlanArguments:
-    """Print the resolved config and what a step of it will cost, and write nothing. CONFIG as for train."""
+    """Print what a run of a config will take, time and memory, and write nothing. CONFIG as for train."""
 
     config: Annotated[tyro.conf.FlagConversionOff[Config], tyro.conf.arg(name="")]
     topology: str = ""
@@ -22,6 +24,8 @@ class PlanArguments:
     """With --topology: so many images a chip, in place of train.batch_size."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
     """With --topology: compile this step only, not for the largest batch and other settings."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead, and nothing else: the resolved config with what was found."""
     plan_out: FileName = ""
     """With --topology: write the plans as JSON to this file."""
 
@@ -44,7 +48,9 @@ def plan(arguments: PlanArguments) -> tuple[int, str]:
 
     config, texts, done = arguments.config, [], []
     if not arguments.topology:
-        return 0, planning.describe(config)
+        facts = planning.describe(config)
+        text = json.dumps({"config": encode(config), **facts}, indent=2)
+        return 0, text if arguments.json else planning.description(config, facts)
     topologies = arguments.topology.split(",")
     for name in topologies:
         planning.parse_topology(name)
@@ -55,11 +61,13 @@ def plan(arguments: PlanArguments) -> tuple[int, str]:
         texts.append(planning.plan_text(done[-1]))
         if arguments.plan_out:
             storage.write_whole(storage.place(arguments.plan_out), planning.plans_json(config, done).encode())
-    return 0, "\n\n".join(texts)
+    return 0, planning.plans_json(config, done).rstrip() if arguments.json else "\n\n".join(texts)
 
 
 def check(arguments: PlanArguments, dry_run: bool = True) -> None:
     """Raises UserError if an option of the plan stands without one."""
+    if arguments.json and not dry_run:
+        raise UserError("--json needs --dry-run")
     for name in ("topology", "batch_per_chip", "quick", "plan_out"):
         if getattr(arguments, name) and not (dry_run and arguments.topology):
             raise UserError(f"--{name.replace('_', '-')} needs --{'topology' if dry_run else 'dry-run'}")

@@ -17,7 +17,7 @@ class TrainArguments(PlanArguments, Processes):
     """Train a diffusion model. CONFIG comes first: a name in configs/, a .py or .json file or a run; digits if none."""
 
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print the resolved config and what a step will cost, and write nothing."""
+    """Print what the run will take, time and memory, and write nothing; --json prints the resolved config too."""
     allow_change: tuple[str, ...] = ()
     """A field, such as optimizer.learning_rate, or data, that may change in the run that goes on; or several."""
     profile: int | None = None

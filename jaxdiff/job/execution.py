@@ -250,21 +250,13 @@ def _compile(
 ) -> tuple[TrainState, Any]:
     """The state to go on from, and the step, compiled beside it if it is needed."""
     with clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work
-        begun = beside.submit(lambda: restored or _new_state(program, given))
+        begun = beside.submit(lambda: restored or program.new_state(given))
         if jax.default_backend() == "gpu":
             begun.result()  # there XLA may time kernels, and wants the device to itself
         step = program.compiled() if needed else program.step
         state = begun.result()
     processes.barrier_after_compiling("the step")
     return state, step
-
-
-def _new_state(program: StepProgram, given: Mapping[str, Any]) -> TrainState:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
-    # It runs once: on CPU, optimising it takes five times as long as all else.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(program.init, out_shardings=shardings, compiler_options=options)
-    return init(program.keys["init"], dict(given))
 
 
 def _checked(batches: Iterable[Batch], workdir: Place) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from jaxdiff.plan.flops import count_flops
 from jaxdiff.plan.largest import Largest, largest_batch
 from jaxdiff.plan.memory import Memory, step_memory
 from jaxdiff.plan.planning import Change, Plan, plan, plans
-from jaxdiff.plan.report import describe, plan_text, plans_json
+from jaxdiff.plan.report import describe, description, plan_text, plans_json
 from jaxdiff.plan.roofline import Roofline, roofline
 from jaxdiff.plan.utilisation import Utilisation, peak_flops
 
@@ -31,6 +31,7 @@ __all__ = [
     "collectives",
     "count_flops",
     "describe",
+    "description",
     "largest_batch",
     "parse_topology",
     "peak_flops",

@@ -2,43 +2,86 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxdiff.assembly.recipe import open_data
 from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, times
-from jaxdiff.config.files import to_json
 from jaxdiff.plan.compiling import Compiled
 from jaxdiff.plan.memory import step_memory
 from jaxdiff.plan.planning import Change, Plan, step_flops
 from jaxdiff.schema import encode
+from jaxdiff.training.logs import DAY, clock_time
+
+_MEASURED = 1e12  # FLOP of a step up to which it is done on a CPU to be timed: half a minute on two cores
 
 
-def describe(config: Config) -> str:
-    """What a config resolves to and will cost, for --dry-run: compiles the step, computes and writes nothing."""
-    batch_size = config.train.batch_size
+def describe(config: Config) -> dict[str, Any]:
+    """What a config's data are and what its run will cost, for --dry-run: the step is compiled and timed."""
     source = open_data(config)
     program = Program(config, source)
-    flops = step_flops(program)
-    memory = step_memory(program.lower().compile())
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params))
-    grid = " ".join(f"{t:.3f}" for t in times(config, config.sampling))
-    mebibytes = [f"{size / 2**20:.1f}" for size in (*memory, memory.total)]
-    return to_json(config) + "\n".join(
+    compiled = program.lower().compile()
+    flops, memory = step_flops(program), step_memory(compiled)
+    timed = flops <= _MEASURED or jax.default_backend() != "cpu"
+    step_s = _step_seconds(program, compiled, config.train.steps_per_call) if timed else None
+    return {
+        "images": len(source),
+        "shape": source.shape,
+        "num_classes": source.num_classes,
+        **source.about._asdict(),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)),
+        "flops": flops,
+        "memory": {**memory._asdict(), "total": memory.total},
+        "devices": jax.device_count(),
+        "platform": jax.devices()[0].platform,
+        "times": [round(float(t), 6) for t in times(config, config.sampling)],
+        "step_seconds": step_s,
+        "seconds": step_s and step_s * config.train.steps,
+    }
+
+
+def _step_seconds(program: Program, compiled: Any, count: int) -> float:
+    """Seconds of a step, of the second call, or of the first where that took long."""
+    batch = {name: np.zeros(x.shape, x.dtype) for name, x in program.batch.items()}
+    state, placed, step = program.new_state(), program.place([batch] * count), program.compiled(compiled)
+    for _ in range(2):  # the first also loads the program
+        began = time.perf_counter()
+        state, metrics = step(state, placed, program.keys["train"])
+        jax.block_until_ready(metrics)
+        seconds = (time.perf_counter() - began) / count
+        if seconds > 10:
+            break
+    return seconds
+
+
+def description(config: Config, facts: dict[str, Any]) -> str:
+    """`describe` in words."""
+    steps, flops, seconds, classes = config.train.steps, facts["flops"], facts["seconds"], facts["num_classes"]
+    mebibytes = [f"{size / 2**20:.1f}" for size in facts["memory"].values()]
+    if seconds is None:
+        took = f"not measured: a step is {flops / 1e12:.1f} TFLOP, too many for a CPU"
+    else:
+        took = f"about {clock_time(seconds)}: {steps} steps, each {facts['step_seconds']:.3g} s here"
+        took += "; that is MORE THAN A DAY: take a GPU, a smaller network or fewer steps" * (seconds > DAY)
+    return "\n".join(
         (
-            f"data        {len(source)} images of {source.shape}, {source.num_classes} classes"
-            + (", not used: model.num_classes=0" if source.num_classes and not config.model.num_classes else ""),
-            *([f"classes     {', '.join(source.about.class_names)}"] if source.about.class_names else []),
-            *(f"note        {note}" for note in source.about.notes),
-            *(f"left out    {line}" for line in source.about.left_out),
-            f"parameters  {parameters:,}",
-            f"a step      {flops / 1e9:.2f} GFLOP, {flops / batch_size / 1e6:.1f} MFLOP an image",
+            f"data        {facts['images']} images of {facts['shape']}, {classes} classes"
+            + (", not used: model.num_classes=0" if classes and not config.model.num_classes else ""),
+            *([f"classes     {', '.join(facts['class_names'])}"] if facts["class_names"] else []),
+            *(f"note        {note}" for note in facts["notes"]),
+            *(f"left out    {line}" for line in facts["left_out"]),
+            f"parameters  {facts['parameters']:,}",
+            f"a step      {flops / 1e9:.2f} GFLOP, {flops / config.train.batch_size / 1e6:.1f} MFLOP an image",
+            f"time        {took}",
             "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),
-            f"devices     {jax.device_count()} {jax.devices()[0].platform}",
-            f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: {grid}",
+            f"devices     {facts['devices']} {facts['platform']}",
+            f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: "
+            + " ".join(f"{t:.3f}" for t in facts["times"]),
         )
     )
 

@@ -18,6 +18,7 @@ from jaxdiff.training.loggers import LOGGERS
 
 DEFAULT = ("jsonl", "tensorboard")
 UPLOAD_S = 60.0  # between two, if nothing else asks for one
+DAY = 86400.0
 LINE_S = 30.0  # between two lines of progress where the output is no terminal
 
 
@@ -110,9 +111,11 @@ class Progress:
             self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}{rate}")
         self._mean.add(loss)
         due = step in (self._first + 1, self._steps) or time.monotonic() - self._printed >= LINE_S
+        left = (self._steps - step) * self._batch_size / images_per_s if images_per_s else 0.0
+        if step == self._first + 1 and left > DAY:
+            print(f"note: at this rate the run takes MORE THAN A DAY: {clock_time(left)}", flush=True)
         if due and not (self._bar is not None and sys.stdout.isatty()):
             self._printed = time.monotonic()
-            left = (self._steps - step) * self._batch_size / images_per_s if images_per_s else 0.0
             now = datetime.datetime.now().isoformat(" ", "seconds")
             text = f"{now}  step {step}/{self._steps}  loss {self._mean.value:.4f}{rate}"
             print(text + (f"  {clock_time(left)} left" if left else ""), flush=True)
@@ -125,11 +128,13 @@ class Progress:
 
 
 def clock_time(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss.
+    """Seconds as m:ss, h:mm:ss or days.
 
-    >>> clock_time(61.4), clock_time(3600)
-    ('1:01', '1:00:00')
+    >>> clock_time(61.4), clock_time(3600), clock_time(475200)
+    ('1:01', '1:00:00', '5.5 days')
     """
+    if seconds > DAY:
+        return f"{seconds / DAY:.1f} days"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

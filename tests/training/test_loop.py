@@ -347,6 +347,8 @@ def test_without_a_terminal_a_run_says_a_line_every_half_minute(capsys, monkeypa
     assert re.fullmatch(stamp + r"step 1/1000  loss 1.0000  10 images/s  3:20 left", lines[0])
     assert re.fullmatch(stamp + r"step 151/1000  loss 76.5000  10 images/s  2:50 left", lines[1])
     assert re.fullmatch(stamp + r"step 1000/1000  loss \d+.\d{4}  10 images/s", lines[-1])
+    Progress(0, 10**6, batch_size=2).update(1, 0.5, 10.0)
+    assert capsys.readouterr().out.startswith("note: at this rate the run takes MORE THAN A DAY: 2.3 days\n")
 
 
 def test_a_bar_on_stderr_leaves_the_lines_to_a_file_on_stdout(capsys, monkeypatch):
