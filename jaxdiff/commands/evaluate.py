@@ -73,9 +73,9 @@ class EvaluateArguments(Processes):
 def run(argv: list[str]) -> tuple[int, str]:
     """Evaluates; the exit code and the table."""
     arguments = parse(EvaluateArguments, load_plugins(argv)[1], program("evaluate"), __doc__)
-    asked = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
-    asked |= {"workdir": place(arguments.workdir)} | {
-        name: asked[name] or None for name in ("data_path", "test_path", "features", "judge")
+    values = {name: value for name, value in vars(arguments).items() if name not in vars(Processes())}
+    values |= {"workdir": place(arguments.workdir)} | {
+        name: values[name] or None for name in ("data_path", "test_path", "features", "judge")
     }
     use_compilation_cache()
 
@@ -84,9 +84,9 @@ def run(argv: list[str]) -> tuple[int, str]:
         from jaxdiff.job.prompts import PromptEvaluation
 
         names = arguments.metrics.split(",")
-        told, rest = [name for name in names if name in PROMPTED], [name for name in names if name not in PROMPTED]
-        made: list[Any] = [PromptEvaluation(SimpleNamespace(**asked), told)] if told else []
-        made += [Evaluation(SimpleNamespace(**{**asked, "metrics": ",".join(rest)}))] if rest else []
+        prompted, rest = [name for name in names if name in PROMPTED], [name for name in names if name not in PROMPTED]
+        made: list[Any] = [PromptEvaluation(SimpleNamespace(**values), prompted)] if prompted else []
+        made += [Evaluation(SimpleNamespace(**{**values, "metrics": ",".join(rest)}))] if rest else []
         return 0, "\n".join(each.run() for each in made)
 
     return processes.run(arguments.place(), program("evaluate"), evaluate)

@@ -28,9 +28,9 @@ def classes(num_classes: int, names: Sequence[str] = ()) -> Conditioner:
         labels = [_number(word, num_classes, names) for word in words] or range(num_classes)
         return {"label": np.array(labels, np.int32)[np.arange(num) % len(labels)]}
 
-    def misfit(found: int) -> str:
-        has = f"has {found} classes" if found else "has no classes"
-        return "" if found == num_classes else f"model.num_classes={num_classes}, but the data {has}; set it to {found}"
+    def misfit(count: int) -> str:
+        has = f"has {count} classes" if count else "has no classes"
+        return "" if count == num_classes else f"model.num_classes={num_classes}, but the data {has}; set it to {count}"
 
     return Conditioner(
         {"label": jax.ShapeDtypeStruct((), jnp.int32)},

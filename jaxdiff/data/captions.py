@@ -77,45 +77,45 @@ def folder_captions(folder: Path, pictures: list[Path], others: list[Path]) -> F
     Raises:
       UserError: a folder has both kinds of metadata, or metadata without a field file_name.
     """
-    found = FolderCaptions({}, {}, {path for path in others if path.name in METADATA})
-    if len({path.parent for path in found.files}) < len(found.files):
+    captions = FolderCaptions({}, {}, {path for path in others if path.name in METADATA})
+    if len({path.parent for path in captions.files}) < len(captions.files):
         raise UserError(f"data.path: {folder} holds both {' and '.join(METADATA)}; remove one of them")
-    for path in sorted(found.files):
-        _read_metadata(folder, path, found)
-    if not found.files:
+    for path in sorted(captions.files):
+        _read_metadata(folder, path, captions)
+    if not captions.files:
         beside = set(others)
         for picture in pictures:
             if (path := picture.with_suffix(".txt")) in beside:
-                found.files.add(path)
+                captions.files.add(path)
                 try:
                     with open(folder / path, "rb") as file:
-                        found.texts[picture.as_posix()] = captions_of_lines(file.read(MAX_TEXT_BYTES + 1))
+                        captions.texts[picture.as_posix()] = captions_of_lines(file.read(MAX_TEXT_BYTES + 1))
                 except ValueError as error:
-                    found.errors[picture.as_posix()] = f"{path.name}: {error}"
-    return found
+                    captions.errors[picture.as_posix()] = f"{path.name}: {error}"
+    return captions
 
 
-def _read_metadata(folder: Path, path: Path, found: FolderCaptions) -> None:
+def _read_metadata(folder: Path, path: Path, captions: FolderCaptions) -> None:
     """Adds what a metadata file says."""
     lines: dict[str, int] = {}
     for number, line in _lines(folder / path):
         place = f"{path} line {number}"
         name = line.get("file_name") if isinstance(line, dict) else None
         if not isinstance(name, str) or not name or "\0" in name:
-            found.errors[place] = str(line) if isinstance(line, ValueError) else "no file_name"
+            captions.errors[place] = str(line) if isinstance(line, ValueError) else "no file_name"
             continue
         name = os.path.normpath(path.parent.joinpath(name))
         if os.path.isabs(name) or name.split("/")[0] == "..":
-            found.errors[place] = f"{name} is not in the folder"
+            captions.errors[place] = f"{name} is not in the folder"
         elif name in lines:
             both = f"lines {lines[name]} and {number}"
-            found.errors[name] = f"{path} names it twice, in {both}; give its captions as a list in one"
+            captions.errors[name] = f"{path} names it twice, in {both}; give its captions as a list in one"
         else:
             lines[name] = number
             try:
-                found.texts[name] = captions_of(next((line[key] for key in CAPTION_FIELDS if key in line), None))
+                captions.texts[name] = captions_of(next((line[key] for key in CAPTION_FIELDS if key in line), None))
             except ValueError as error:
-                found.errors[name] = f"{place}: {error}"
+                captions.errors[name] = f"{place}: {error}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -153,8 +153,8 @@ class FolderRecords:
         if not paths:
             but = f" but {self._ignored[0]} and the like" if self._ignored else ""
             raise UserError(f"data.path: {folder} holds no files{but}; images such as PNG and JPEG are what is read")
-        loose = [found for found in paths if len(found.parts) == 1]
-        classes = {found.parts[0] for found in paths if len(found.parts) > 1}
+        loose = [picture for picture in paths if len(picture.parts) == 1]
+        classes = {picture.parts[0] for picture in paths if len(picture.parts) > 1}
         if loose and classes:
             raise UserError(
                 f"data.path: {folder} holds both files ({min(loose)}) and sub-folders ({min(classes)}); "
@@ -172,35 +172,37 @@ class FolderRecords:
         texts: dict[str, Captions] = {}
         if captioned:
             texts, self._errors, read = folder_captions(folder, paths, self._ignored)
-            self._ignored = [found for found in self._ignored if found not in read]
-            named = {*texts, *self._errors}.difference(found.as_posix() for found in paths)
+            self._ignored = [picture for picture in self._ignored if picture not in read]
+            named = {*texts, *self._errors}.difference(picture.as_posix() for picture in paths)
             strange = (
-                found for found in named if os.path.exists(folder / found) and not os.path.isfile(folder / found)
+                picture
+                for picture in named
+                if os.path.exists(folder / picture) and not os.path.isfile(folder / picture)
             )
             self._errors |= dict.fromkeys(strange, "not a file")  # a pipe would be waited for
             paths += map(Path, named)
-        labelled = sorted((numbers.get(found.parts[0], 0), found) for found in paths)
+        labelled = sorted((numbers.get(picture.parts[0], 0), picture) for picture in paths)
         self._folder = folder
-        self._paths = [found.as_posix() for _, found in labelled]
+        self._paths = [picture.as_posix() for _, picture in labelled]
         self._labels = [label for label, _ in labelled]
-        self.captions = [texts.get(found, ()) for found in self._paths]
+        self.captions = [texts.get(picture, ()) for picture in self._paths]
         self.num_classes = len(self.class_names)
         self._animated: set[str] = set()
 
     @property
     def identity(self) -> str:
         """Path and size of every file."""
-        files = ((found, self._folder / found) for found in self._paths)
-        return "\n".join(f"{found} {path.stat().st_size if os.path.exists(path) else None}" for found, path in files)
+        files = ((name, self._folder / name) for name in self._paths)
+        return "\n".join(f"{name} {path.stat().st_size if os.path.exists(path) else None}" for name, path in files)
 
     @property
     def notes(self) -> list[str]:
         """The files passed over, and those of which `measure` found that they have several frames."""
-        found = {
+        groups = {
             "that are no pictures by their names are passed over": self._ignored,
             "with several frames are read by the first": sorted(self._animated),
         }
-        return [f"files {what}: {len(files)} ({_few(files, 3)})" for what, files in found.items() if files]
+        return [f"files {what}: {len(files)} ({_few(files, 3)})" for what, files in groups.items() if files]
 
     def leave_out(self, corrupt: Collection[int]) -> None:
         """Drops records for good."""
@@ -515,8 +517,8 @@ def open_tfds(name: str, path: str, split: str, others: Collection[str] = (), ca
                 f"data.name: {name} is not prepared under {data_dir}; with the extra tfds-prepare installed, "
                 f"run `tfds build {name} --file_format=array_record --data_dir={data_dir}`, or set data.path"
             ) from error
-        found = {file.relative_to(data_dir).parts[0] for file in Path(data_dir).glob("*/*/features.json")}
-        choices = [*others, *sorted(found)]
+        prepared = {file.relative_to(data_dir).parts[0] for file in Path(data_dir).glob("*/*/features.json")}
+        choices = [*others, *sorted(prepared)]
         nearest = difflib.get_close_matches(name, [*choices, *tfds.list_builders(with_community_datasets=False)], 1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise UserError(

@@ -150,13 +150,13 @@ def _shards(folder: Path, split: str) -> list[Path]:
     def of(name: str) -> list[Path]:
         return [file for file in files if re.fullmatch(rf"{re.escape(name)}([-_].*)?(\.tar)?", file.parts[0])]
 
-    found = [file for name in split.split("+") for file in of(name)]
+    chosen = [file for name in split.split("+") for file in of(name)]
     if missing := [name for name in split.split("+") if not of(name)]:
         if split != "train":
             known = ", ".join(str(file) for file in files[:10])
             raise UserError(f"data.split: {folder} has no shards of {missing[0]}; it has {known}")
-        found = files
-    return [folder / file for file in dict.fromkeys(found)]
+        chosen = files
+    return [folder / file for file in dict.fromkeys(chosen)]
 
 
 def _samples(number: int, shard: Path, file: io.BufferedReader) -> Iterator[Sample]:

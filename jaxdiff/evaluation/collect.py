@@ -93,13 +93,13 @@ class Collector:
             padded = np.concatenate([images, np.zeros((self.batch_size - n, *images.shape[1:]), np.uint8)])
             weight = (np.arange(self.batch_size) < n).astype(np.float32)
             placed = put(padded, self._rows)
-            found, logits = self._apply(self._params, placed)
+            extracted, logits = self._apply(self._params, placed)
             if state is None:
-                shift = jnp.asarray(np.asarray(found)[:n].mean(axis=0))
+                shift = jnp.asarray(np.asarray(extracted)[:n].mean(axis=0))
                 state = jax.tree.map(np.asarray, (moments.init(shift), inception_score.init(logits.shape[1])))
-            state, projected = self._add(self._directions, state, placed, found, logits, put(weight, self._rows))
+            state, projected = self._add(self._directions, state, placed, extracted, logits, put(weight, self._rows))
             left = max(0, min(keep - seen, n))
-            features.append(np.asarray(found)[:left])
+            features.append(np.asarray(extracted)[:left])
             projections.append(np.asarray(projected)[:left])
             seen += n
         if state is None:

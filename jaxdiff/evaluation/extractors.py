@@ -93,11 +93,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 def digest(tensors: dict[str, np.ndarray]) -> str:
     """SHA-256 of the names and bytes of tensors, 16 hexadecimal digits."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(np.ascontiguousarray(tensors[name]))
-    return found.hexdigest()[:16]
+        sha.update(name.encode())
+        sha.update(np.ascontiguousarray(tensors[name]))
+    return sha.hexdigest()[:16]
 
 
 def nest(tensors: dict[str, Any]) -> dict[str, Any]:

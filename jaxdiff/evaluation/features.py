@@ -52,11 +52,11 @@ def _imported(text: str) -> Extractor:
     module, _, name = text.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), name)()
+        extractor = getattr(importlib.import_module(module), name)()
     except Exception as error:  # a stranger's function: whatever it raises, it gave no features
         raise UserError(f"--features {text}: {type(error).__name__}: {error}; {_CHOICES}") from error
     finally:
         sys.path.remove(os.getcwd())
-    if not isinstance(found, Extractor):
-        raise UserError(f"--features {text} gave a {type(found).__name__}, not a jaxdiff.evaluation.Extractor")
-    return found
+    if not isinstance(extractor, Extractor):
+        raise UserError(f"--features {text} gave a {type(extractor).__name__}, not a jaxdiff.evaluation.Extractor")
+    return extractor

@@ -74,7 +74,7 @@ def flow_bits(
 
     dequantise_keys, sign_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     x_0 = dequantise(dequantise_keys, images)
-    found = ode.log_likelihood(
+    likelihood = ode.log_likelihood(
         denoise,
         x_0,
         schedule=schedule,
@@ -83,4 +83,4 @@ def flow_bits(
         rtol=tolerance,
         atol=tolerance,
     )
-    return bits_per_dim(-found.log_prob - math.prod(x_0.shape[1:]) * math.log(LEVEL), x_0.shape[1:])
+    return bits_per_dim(-likelihood.log_prob - math.prod(x_0.shape[1:]) * math.log(LEVEL), x_0.shape[1:])

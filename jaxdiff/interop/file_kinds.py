@@ -73,8 +73,8 @@ def _zip(path: Path) -> str | None:
 
 def _text(head: bytes, size: int) -> str | None:
     if head.startswith(b"version https://git-lfs"):
-        found = re.search(rb"^size (\d{1,20})$", head, re.MULTILINE)
-        true_size = f" ({int(found[1]):,} bytes)" if found else ""
+        match = re.search(rb"^size (\d{1,20})$", head, re.MULTILINE)
+        true_size = f" ({int(match[1]):,} bytes)" if match else ""
         return f"is a pointer of Git LFS, not the file itself{true_size}: run `git lfs pull` in its clone"
     if b"/annex/objects/" in head[:200]:
         return "is a pointer of git-annex, not the file itself: run `git annex get` in its clone"

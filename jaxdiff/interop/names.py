@@ -110,8 +110,8 @@ def text_encoder_table(params: Any) -> Table:
     table = {}
     for path, _ in leaf_paths(params):
         *modules, leaf = path.split("/")
-        theirs = [inner.get(m, m.replace("layer_", "encoder.layers.")) for m in modules]
-        table[path] = Source(".".join([*theirs, LEAVES[leaf]]))
+        names = [inner.get(m, m.replace("layer_", "encoder.layers.")) for m in modules]
+        table[path] = Source(".".join([*names, LEAVES[leaf]]))
     return table
 
 
@@ -239,8 +239,8 @@ def load(
 
     def place(path: str, target: Any) -> Any:
         source = table[path]
-        theirs = tensors[source.name]
-        value = to_ours(path, source.part(theirs) if source.part else theirs, len(target.shape))
+        tensor = tensors[source.name]
+        value = to_ours(path, source.part(tensor) if source.part else tensor, len(target.shape))
         if sharding is None:
             return np.asarray(value, np.float32)
         to = sharding if isinstance(sharding, Sharding) else sharding(path, target)
@@ -257,12 +257,12 @@ def _misshapen(wanted: Mapping[str, Any], table: Table, tensors: Mapping[str, np
             continue
         first, *rest = torch_shape(path, target.shape)
         right = (first * source.parts, *rest)
-        theirs = tensors[source.name]
-        flat = theirs.shape if len(right) > 2 else tuple(theirs.shape[:2])
-        if flat != right or theirs.size != np.prod(right):
-            problems[source.name] = f"misshapen: {source.name} {list(theirs.shape)}, not {list(right)}"
-        elif not np.issubdtype(theirs.dtype, np.floating) and theirs.dtype.name != "bfloat16":
-            problems[source.name] = f"not floats: {source.name} is {theirs.dtype}"
+        tensor = tensors[source.name]
+        flat = tensor.shape if len(right) > 2 else tuple(tensor.shape[:2])
+        if flat != right or tensor.size != np.prod(right):
+            problems[source.name] = f"misshapen: {source.name} {list(tensor.shape)}, not {list(right)}"
+        elif not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
+            problems[source.name] = f"not floats: {source.name} is {tensor.dtype}"
     return list(problems.values())
 
 

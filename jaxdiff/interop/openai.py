@@ -127,10 +127,10 @@ def _newest_average(path: Path, notes: list[str]) -> Path:
     matches = [m for file in folder.iterdir() if (m := re.fullmatch(r"(ema_([\d.]+)_|model_?)(\d+)\.pt", file.name))]
     averages = sorted((int(m[3]), float(m[2]), m[0]) for m in matches if m[2])
     if path.is_dir():
-        found = averages or sorted((int(m[3]), 0.0, m[0]) for m in matches)
-        if not found:
+        candidates = averages or sorted((int(m[3]), 0.0, m[0]) for m in matches)
+        if not candidates:
             raise UserError(f"{path} has no ema_RATE_STEP.pt or modelSTEP.pt: give the file itself")
-        path = path / found[-1][2]
+        path = path / candidates[-1][2]
         notes.append(f"{'averaged' if averages else 'raw'} weights: {path.name}")
     elif any(m[0] == path.name and not m[2] for m in matches) and averages:
         notes.append(f"raw weights: averaged ones are beside them, such as {averages[-1][2]}")

@@ -79,10 +79,10 @@ class Pipeline:
         sizes = self.unet.config["sample_size"]
         sizes = sizes if isinstance(sizes, list | tuple) else (sizes, sizes)
         sides = []
-        for name, asked, own in (("height", height, sizes[0]), ("width", width, sizes[-1])):
-            if asked is None and (type(own) is not int or own < 1):
+        for name, requested, own in (("height", height, sizes[0]), ("width", width, sizes[-1])):
+            if requested is None and (type(own) is not int or own < 1):
                 raise UserError(f"the model's config does not say its size: give --{name}, a multiple of {step}")
-            side = own * factor if asked is None else asked
+            side = own * factor if requested is None else requested
             if not 0 < side <= 8192 or side % step:
                 raise UserError(f"--{name} {side} must be a multiple of {step}, at most 8192")
             sides.append(side // factor)
@@ -148,11 +148,11 @@ def _check_index(index: Mapping[str, Any], folder: Path) -> None:
 def _scheduler(folder: Path) -> Scheduler:
     """The folder's scheduler, two fields of outdated files amended as StableDiffusionPipeline does."""
     config, notes = process_config(folder / "scheduler" / "scheduler_config.json")
-    found = scheduler_from_config(config)
-    refuse_other_counts(found)
-    if found.config["steps_offset"] != 1:
+    scheduler = scheduler_from_config(config)
+    refuse_other_counts(scheduler)
+    if scheduler.config["steps_offset"] != 1:
         config["steps_offset"] = 1
-    if found.config.get("clip_sample"):
+    if scheduler.config.get("clip_sample"):
         config["clip_sample"] = False
-    found = scheduler_from_config(config)
-    return dataclasses.replace(found, notes=(*notes, *found.notes))
+    scheduler = scheduler_from_config(config)
+    return dataclasses.replace(scheduler, notes=(*notes, *scheduler.notes))

@@ -36,17 +36,17 @@ def steps(c: Mapping[str, Any], schedule: Schedule, num_steps: int) -> np.ndarra
     if "original_inference_steps" in c:
         return _consistency(c, num_steps)
     if c["timestep_spacing"] == "trailing":
-        found = np.round(np.arange(top, 0, -top / num_steps)) - 1
+        numbers = np.round(np.arange(top, 0, -top / num_steps)) - 1
     elif c["timestep_spacing"] == "linspace":
-        found = np.linspace(0, top - 1, num_steps + multistep)[::-1]
-        found = found if is_euler(c) else found.round()
+        numbers = np.linspace(0, top - 1, num_steps + multistep)[::-1]
+        numbers = numbers if is_euler(c) else numbers.round()
     else:
-        found = np.arange(num_steps + multistep)[::-1] * (top // (num_steps + multistep)) + float(offset)
+        numbers = np.arange(num_steps + multistep)[::-1] * (top // (num_steps + multistep)) + float(offset)
     # For some N "trailing" of theirs has one more, at -1: left out, as multistep's last (it is the end of a step).
-    found = found[:num_steps]
-    if found[0] >= top:
+    numbers = numbers[:num_steps]
+    if numbers[0] >= top:
         raise ValueError(f"{num_steps} steps with steps_offset={offset} begin beyond T = {top}")
-    return _karras(c, schedule, found) if c.get("use_karras_sigmas") else found
+    return _karras(c, schedule, numbers) if c.get("use_karras_sigmas") else numbers
 
 
 def _consistency(c: Mapping[str, Any], num_steps: int) -> np.ndarray:
@@ -63,11 +63,11 @@ def is_euler(c: Mapping[str, Any]) -> bool:
     return c["_class_name"].startswith("Euler")
 
 
-def _karras(c: Mapping[str, Any], schedule: Schedule, found: np.ndarray) -> np.ndarray:
+def _karras(c: Mapping[str, Any], schedule: Schedule, numbers: np.ndarray) -> np.ndarray:
     """Equal steps of (sigma/alpha)^(1/7): from the first to the last of Euler's steps, or of the whole table."""
     rho, entries = _table(schedule)[1:], np.arange(schedule.num_steps or 0)
-    high, low = np.interp(found[[0, -1]], entries, rho) if is_euler(c) else (rho[-1], rho[0])
-    ramp = np.linspace(0.0, 1.0, len(found))
+    high, low = np.interp(numbers[[0, -1]], entries, rho) if is_euler(c) else (rho[-1], rho[0])
+    ramp = np.linspace(0.0, 1.0, len(numbers))
     sigmas = (high ** (1 / _RHO) + ramp * (low ** (1 / _RHO) - high ** (1 / _RHO))) ** _RHO
     return np.interp(np.log(sigmas), np.log(rho), entries)
 

@@ -91,10 +91,10 @@ class Scheduler:
     def denoiser(self, predict: Callable[..., Any], cond: Any = None) -> Denoiser:
         """Their network, (x_t, t, cond) -> output, as a denoiser on `walk`; for `threshold`, after any guidance."""
 
-        def told(x_t: jax.Array, t: jax.Array, cond: Any) -> Any:
+        def scaled(x_t: jax.Array, t: jax.Array, cond: Any) -> Any:
             return predict(x_t, scheduler_steps.seen(self.config, t), cond)
 
-        return as_denoiser(told, schedule=self.walk, prediction=self.prediction, cond=cond)
+        return as_denoiser(scaled, schedule=self.walk, prediction=self.prediction, cond=cond)
 
     @property
     def last_entry(self) -> int:
@@ -148,8 +148,8 @@ def read_scheduler(path: os.PathLike | str) -> Scheduler:
     config, notes = process_config(file)
     if not file.is_relative_to(os.path.abspath(path)):
         notes = [f"the process is that of {file}", *notes]
-    found = scheduler_from_config(config)
-    return dataclasses.replace(found, notes=(*notes, *found.notes))
+    scheduler = scheduler_from_config(config)
+    return dataclasses.replace(scheduler, notes=(*notes, *scheduler.notes))
 
 
 def scheduler_file(path: os.PathLike | str) -> Path | None:
@@ -238,8 +238,8 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     Raises:
       UserError: it asks for what jaxdiff does not do; all of it.
 
-    >>> found = scheduler_from_config({"_class_name": "DDIMScheduler", "steps_offset": 1})
-    >>> found.method, found.prediction, (found.times(4) * 1000).round().tolist()
+    >>> scheduler = scheduler_from_config({"_class_name": "DDIMScheduler", "steps_offset": 1})
+    >>> scheduler.method, scheduler.prediction, (scheduler.times(4) * 1000).round().tolist()
     ('ddim', 'noise', [752.0, 502.0, 252.0, 2.0, 0.0])
     """
     name = str(config.get("_class_name"))
@@ -251,12 +251,12 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     schedule = None if problems else _schedule(c, problems)
     if problems or schedule is None:
         raise UserError(f"{name} asks for what jaxdiff does not do: {'; '.join(problems)}")
-    found = Scheduler(schedule, PREDICTIONS[c["prediction_type"]], method, options, c, tuple(notes))
+    scheduler = Scheduler(schedule, PREDICTIONS[c["prediction_type"]], method, options, c, tuple(notes))
     try:
-        found.walk  # noqa: B018
+        scheduler.walk  # noqa: B018
     except ValueError as error:
         raise UserError(f"{name} asks for what jaxdiff does not do: {error}") from None
-    return found
+    return scheduler
 
 
 def _method(name: str, c: Mapping[str, Any], problems: list[str], notes: list[str]) -> tuple[str, dict[str, Any]]:

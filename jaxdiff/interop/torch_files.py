@@ -158,10 +158,10 @@ def read(path: os.PathLike | str) -> dict[str, np.ndarray]:
         raise UserError(f"{path} {what}")
     try:
         if zipfile.is_zipfile(path):
-            found, storage = _zip(path)
+            tree, storage = _zip(path)
         else:
-            found, storage = _legacy(path)
-        dicts = _state_dicts(found)
+            tree, storage = _legacy(path)
+        dicts = _state_dicts(tree)
         if len(dicts) == 1 and not (only := next(iter(dicts.values()))).keys() <= {*map(str, range(len(only)))}:
             dicts = {"": only}  # not a list, whose place is all the name there is
         return {
@@ -184,7 +184,7 @@ class _NoWeightsError(Exception):
 
 def _state_dicts(tree: Any) -> dict[str, dict[str, _Tensor]]:
     """The dicts of tensors, and the lists, in a tree of dicts, by where they are, "a/b"."""
-    found: dict[str, dict[str, _Tensor]] = {}
+    dicts: dict[str, dict[str, _Tensor]] = {}
     known: dict[int, dict[str, _Tensor]] = {}
     todo, optimizers = [("", tree)] if isinstance(tree, dict | list) else [], []
     for where, node in todo:
@@ -197,13 +197,13 @@ def _state_dicts(tree: Any) -> dict[str, dict[str, _Tensor]]:
                 inside = [(str(name), value) for name, value in entries if isinstance(value, dict | list) and value]
                 todo += [(f"{where}/{name}" if where else name, value) for name, value in inside]
         if tensors := known[id(node)]:
-            found[where] = tensors
-            if len(found) > _MAX_DICTS:
+            dicts[where] = tensors
+            if len(dicts) > _MAX_DICTS:
                 raise ValueError(f"it holds more than {_MAX_DICTS} dicts of tensors")
-    if not found:
+    if not dicts:
         raise _nothing(tree, optimizers)
     # beside whole dicts a single tensor is a counter, or the state of a generator
-    return {where: tensors for where, tensors in found.items() if len(tensors) > 1} or found
+    return {where: tensors for where, tensors in dicts.items() if len(tensors) > 1} or dicts
 
 
 def _nothing(tree: Any, optimizers: list[str]) -> Exception:
@@ -261,7 +261,7 @@ def _legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
         if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
             raise ValueError("it does not start as torch's files do")
         reader = _Reader(file)
-        found = reader.load()
+        tree = reader.load()
         places = {}
         for key in _Reader(file).load():
             count = int.from_bytes(file.read(8), "little")
@@ -273,4 +273,4 @@ def _legacy(path: Path) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
         offset, count = places[of.key]
         return np.fromfile(path, of.dtype, count, offset=offset)
 
-    return found, storage
+    return tree, storage

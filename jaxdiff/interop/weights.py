@@ -46,8 +46,8 @@ def read_weights(folder: Path, stems: tuple[str, str, str], notes: list[str]) ->
     Raises:
       UserError: none of the files is there, or the one that is is damaged.
     """
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    groups = _groups(folder, found)
+    file_names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    groups = _groups(folder, file_names)
     own = [key for key in groups if (key[2], key[0]) in [*zip(_FORMATS, stems, strict=False)]]
     if not own:
         own = [key for key in groups if not _NO_NETWORK.search(key[0])]
@@ -73,17 +73,17 @@ def read_weights(folder: Path, stems: tuple[str, str, str], notes: list[str]) ->
     if problems:
         raise UserError("; ".join(problems))
     plain, torch, flax = stems
-    listed = ", ".join(name if (folder / name).exists() else f"{name} (a link to nowhere)" for name in found[:20])
+    listed = ", ".join(name if (folder / name).exists() else f"{name} (a link to nowhere)" for name in file_names[:20])
     raise UserError(
         f"{folder} has no {plain}.safetensors (or .safetensors.index.json), {torch}.bin or {flax}.msgpack; "
         f"it has {listed or 'nothing'}"
     )
 
 
-def _groups(folder: Path, found: Iterable[str]) -> dict[tuple[str, str, str], tuple[list[Path], list[str]]]:
+def _groups(folder: Path, file_names: Iterable[str]) -> dict[tuple[str, str, str], tuple[list[Path], list[str]]]:
     """(stem, variant, format) -> its files, and a line for what is missing of them."""
     groups: dict[tuple[str, str, str], tuple[list[Path], list[str]]] = {}
-    for name in found:
+    for name in file_names:
         if (m := _NAME.fullmatch(name)) and (folder / name).is_file():
             key = (m["stem"], m["variant"] or m["older"] or "", m["format"])
             paths, missing = groups.setdefault(key, ([], []))
@@ -95,7 +95,7 @@ def _groups(folder: Path, found: Iterable[str]) -> dict[tuple[str, str, str], tu
             missing[:] = (
                 [] if whole else [f"{folder}: {len(paths)} of the {int(m['parts'])} parts of {m['stem']} are there"]
             )
-    for name in found:
+    for name in file_names:
         if (m := _INDEX.fullmatch(name)) and (folder / name).is_file():
             key = (m["stem"], m["variant"] or m["older"] or "", m["format"])
             if all("-of-" in path.name for path in groups.get(key, ([], []))[0]):  # not beside a whole file
@@ -188,7 +188,7 @@ def unwrapped(tensors: Mapping[str, np.ndarray], anchor: str, where: str, notes:
     }
     if tensors.keys() >= set(without_dots.values()):
         notes.append(f"averaged weights: those under 'model_ema.', not those under {prefix!r}")
-        kept = {name: tensors[theirs] for name, theirs in without_dots.items()}
+        kept = {name: tensors[dotless] for name, dotless in without_dots.items()}
         return kept | {name: value for name, value in unknown.items() if name not in without_dots.values()}
     for path in lists:
         values = [value for name, value in tensors.items() if name.startswith(f"{path}/")]

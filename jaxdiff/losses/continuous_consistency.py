@@ -74,8 +74,8 @@ def continuous_consistency_loss(
     rate = jax.jvp(angle, (t,), (jnp.ones_like(t),))[1]
     both = m.alpha * m.sigma
     tangents = both * way, drawn.m.alpha * drawn.m.sigma / rate
-    found, slope = jax.jvp(lambda x, t: predict(x, t, cond), (x_t, t), tangents)
-    g = -jnp.square(m.alpha) * (found - way) - warm * (both * x_t + slope)
+    f, slope = jax.jvp(lambda x, t: predict(x, t, cond), (x_t, t), tangents)
+    g = -jnp.square(m.alpha) * (f - way) - warm * (both * x_t + slope)
     if normalised:
         g = g / like(jnp.sqrt(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)))) + 0.1, g)
-    return mean_square(found - jax.lax.stop_gradient(found + g))
+    return mean_square(f - jax.lax.stop_gradient(f + g))

@@ -85,9 +85,9 @@ def mean_flow_loss(
         hidden = functools.reduce(jnp.logical_and, [jnp.reshape(a == b, (len(t), -1)).all(axis=1) for a, b in pairs])
         w = like(jnp.where(hidden, 1.0, guidance), v)
         v = jax.lax.stop_gradient(w * v + (1.0 - w) * u(x_t, t, t, away))
-    found, slope = jax.jvp(u, (x_t, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
+    prediction, slope = jax.jvp(u, (x_t, r, t), (v, jnp.zeros_like(r), jnp.ones_like(t)))
     goal = jax.lax.stop_gradient(v - like(t - r, v) * slope)
-    error = jnp.sum(jnp.square(found - goal), axis=tuple(range(1, x_0.ndim)))
+    error = jnp.sum(jnp.square(prediction - goal), axis=tuple(range(1, x_0.ndim)))
     return error / jax.lax.stop_gradient(error + 1e-3) ** power
 
 

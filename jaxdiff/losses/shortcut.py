@@ -74,10 +74,10 @@ def shortcut_loss(
 
     def small(x: Array, t: Array) -> Array:
         r = jnp.where(last, t, t - half)
-        found = u(x, r, t)
+        velocity = u(x, r, t)
         if guidance == 1.0:
-            return found
-        return jnp.where(like(last, x), guidance * found + (1.0 - guidance) * u(x, r, t, away), found)
+            return velocity
+        return jnp.where(like(last, x), guidance * velocity + (1.0 - guidance) * u(x, r, t, away), velocity)
 
     first = small(drawn.x_t, t)
     second = small(drawn.x_t - like(half, x_0) * first, t - half)

@@ -58,14 +58,14 @@ def prepared(params: Mapping[str, Any]) -> dict[str, Any]:
 
     def weights(tree: Mapping[str, Any]) -> dict[str, Any]:
         inner = {name: weights(sub) for name, sub in tree.items() if isinstance(sub, Mapping)}
-        found: dict[str, Any] = {name: sub for name, sub in inner.items() if sub}
+        transformed: dict[str, Any] = {name: sub for name, sub in inner.items() if sub}
         shape = getattr(tree.get("kernel"), "shape", ())
         if len(shape) == 4 and shape[:2] == (3, 3) and pays(*shape[2:]):
-            found["weights"] = transform(tree["kernel"])
-        return found
+            transformed["weights"] = transform(tree["kernel"])
+        return transformed
 
-    found = weights(params)
-    return {"params": params, "winograd": found} if found else {"params": params}
+    transformed = weights(params)
+    return {"params": params, "winograd": transformed} if transformed else {"params": params}
 
 
 def pays(c_in: int, c_out: int) -> bool:

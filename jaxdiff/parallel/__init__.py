@@ -77,8 +77,8 @@ def tensor_axis(name: str, shape: tuple[int, ...], mesh: Mesh) -> int | None:
     True
     """
     size = mesh.shape.get("tensor", 1)
-    found = next((axis for pattern, axis in TENSOR if re.search(pattern, name)), None)
-    return None if size == 1 or found is None or shape[found] % size else len(shape) + found
+    axis = next((axis for pattern, axis in TENSOR if re.search(pattern, name)), None)
+    return None if size == 1 or axis is None or shape[axis] % size else len(shape) + axis
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None, tensor: int = 1) -> Mesh:

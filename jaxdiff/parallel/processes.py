@@ -84,11 +84,11 @@ def run(place: Place, program: str, body: Callable[[], tuple[int, str]]) -> tupl
       UserError: the place makes no sense.
     """
     place.check()
-    cluster, found = ("", place) if place.coordinator else _detected()
-    if found.coordinator is None:
+    cluster, own = ("", place) if place.coordinator else _detected()
+    if own.coordinator is None:
         return body()
-    line = f"process {found.process_id} of {found.num_processes}; waiting up to {_START_SECONDS} s for all at"
-    print(f"{cluster}{line} {found.coordinator}", file=sys.stderr, flush=True)
+    line = f"process {own.process_id} of {own.num_processes}; waiting up to {_START_SECONDS} s for all at"
+    print(f"{cluster}{line} {own.coordinator}", file=sys.stderr, flush=True)
     if failure := _connect(place, program):
         return LOST, failure
     watch = _Watch(program)
@@ -123,9 +123,9 @@ def _detected() -> tuple[str, Place]:
                         break
                     port = os.environ.get("JAX_COORDINATOR_PORT")
                     where = kind.get_coordinator_address(timeout_secs=None, override_coordinator_port=port)
-                    found = Place(where, count, int(kind.get_process_id()))
-                    found.check()
-                    return f"{name}: ", found
+                    place = Place(where, count, int(kind.get_process_id()))
+                    place.check()
+                    return f"{name}: ", place
                 trouble = str(said[0].message) if said else ""
             except Exception as error:  # of whichever client library, token or variable
                 trouble = f"{type(error).__name__}: {error}"
@@ -299,8 +299,8 @@ class _Watch:
             deadline = time.monotonic() + _FAREWELL
             self._tell()
             while time.monotonic() < deadline:
-                told = [json.loads(text)["end"] for _, text in self._client.key_value_dir_get("jaxdiff/about")]
-                if len(told) == jax.process_count() and all(told):
+                ends = [json.loads(text)["end"] for _, text in self._client.key_value_dir_get("jaxdiff/about")]
+                if len(ends) == jax.process_count() and all(ends):
                     time.sleep(0.5 if self.leads else 0)  # who coordinates goes last
                     break
                 time.sleep(0.1)

@@ -42,14 +42,14 @@ def collectives(hlo: str, devices: int) -> tuple[Collective, ...]:
     >>> collectives(line, 4)
     (Collective(kind='all-reduce', group=2, count=1, bytes=128),)
     """
-    found: dict[tuple[str, int], list[int]] = {}
+    sizes_of: dict[tuple[str, int], list[int]] = {}
     for line in hlo.splitlines():
         operation = _OPERATION.search(line)
         if operation:
             result, kind, start, rest = operation.groups()
             group = _group_size(rest, devices)
-            found.setdefault((kind, group), []).append(_payload(result, kind, bool(start), group))
-    return tuple(Collective(*key, len(sizes), sum(sizes)) for key, sizes in sorted(found.items()))
+            sizes_of.setdefault((kind, group), []).append(_payload(result, kind, bool(start), group))
+    return tuple(Collective(*key, len(sizes), sum(sizes)) for key, sizes in sorted(sizes_of.items()))
 
 
 def _payload(result: str, kind: str, start: bool, group: int) -> int:

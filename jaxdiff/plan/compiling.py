@@ -85,10 +85,10 @@ def _compile(lowered: Any, topology: Topology, stablehlo: str, compiler: str) ->
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _OOM.search(str(error))
-        if found is None:
+        match = _OOM.search(str(error))
+        if match is None:
             raise
-        needed, available = (int(float(n) * _UNITS[unit]) for n, unit in (found.groups()[:2], found.groups()[2:]))
+        needed, available = (int(float(n) * _UNITS[unit]) for n, unit in (match.groups()[:2], match.groups()[2:]))
         seconds = time.monotonic() - began
         return Compiled(False, needed, available, 0, 0, 0, 0, (), seconds, stablehlo, compiler)
     seconds = time.monotonic() - began

@@ -187,12 +187,12 @@ def _sent(compiled: Compiled) -> int:
 
 def _advice(plan: Plan) -> str:
     """What would help, from what was compiled; else what usually does."""
-    found = []
+    settings = []
     if plan.largest is not None and plan.largest.fits:
-        found.append(f"train.batch_size={plan.largest.fits}")
-    found += [change.setting for change in plan.changes if change.compiled.fits]
-    if found:
-        return " or ".join(found) + " (compiled: each fits)"
+        settings.append(f"train.batch_size={plan.largest.fits}")
+    settings += [change.setting for change in plan.changes if change.compiled.fits]
+    if settings:
+        return " or ".join(settings) + " (compiled: each fits)"
     rest = plan.compiled.available - plan.state_bytes
     if rest < 0:
         return (
