@@ -9,6 +9,7 @@ from PIL import Image
 
 from jaxdiff.commands import main
 from jaxdiff.config.files import read_run
+from jaxdiff.data import sources
 from jaxdiff.job import workdir
 
 CONFIG = """
@@ -65,6 +66,22 @@ def test_classes_have_names_in_the_run_and_in_what_is_drawn(trained, tmp_path):
     named = _npz(trained, tmp_path / "a.npz", "--num", "4", "--classes", "b")
     assert named["labels"].tolist() == [1] * 4 and named["class_names"].tolist() == ["a", "b"]
     assert np.array_equal(named["images"], _npz(trained, tmp_path / "b.npz", "--num", "4", "--classes", "1")["images"])
+
+
+def test_data_are_looked_at_without_training_and_before_it(trained, config, tmp_path, capsys, monkeypatch):
+    sheet, images = tmp_path / "sheet.png", tmp_path / "images"
+    assert main(["check-data", config, "--out", str(sheet)]) == 0
+    assert capsys.readouterr().out.startswith("24 images, of 4x4 in grey")
+    assert sheet.read_bytes() == (trained / "data.png").read_bytes()
+    shutil.copytree(read_run(trained).data.path, images)
+    for name in ("a/x.png", "b/y.png", "b/Thumbs.db"):
+        (images / name).write_bytes(b"nonsense")
+    for limit in (2**31, 0):  # in memory, and read one by one
+        monkeypatch.setattr(sources, "MEMORY_LIMIT", limit)
+        assert main(["check-data", config, "--data.path", str(images), "--out", str(sheet)]) == 2
+        said = capsys.readouterr().err
+        assert all(words in said for words in ("a/x.png", "b/y.png", "1 (b/Thumbs.db)", "2 files are bad"))
+    assert main(["check-data", config, "--data.path", str(images), "--data.on_error", "skip", "--out", str(sheet)]) == 0
 
 
 def test_pictures_say_how_they_were_drawn_and_default_files_are_not_overwritten(trained, tmp_path):

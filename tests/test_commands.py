@@ -87,7 +87,7 @@ def test_every_command_has_its_help_and_a_wrong_one_its_neighbour(capsys):
         with pytest.raises(SystemExit) as left:
             main([name, "--help"])
         assert left.value.code == 0 and f"jaxdiff {name} [-h]" in capsys.readouterr().out
-        assert callable(importlib.import_module(f"jaxdiff.commands.{name}").run)
+        assert callable(importlib.import_module(f"jaxdiff.commands.{name.replace('-', '_')}").run)
     assert main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
     assert main(["--version"]) == 0

@@ -16,6 +16,7 @@ from jaxdiff.streams import lasting
 
 COMMANDS = {
     "train": "train a diffusion model",
+    "check-data": "look at a data set without training: bad files, what is passed over, a contact sheet",
     "sample": "draw samples from a run, or images of a text from a Stable Diffusion folder",
     "evaluate": "measure how good a run's samples are",
     "export": "make a small folder of a run, to share: weights, config, class names, a picture, a model card",
@@ -23,7 +24,7 @@ COMMANDS = {
     "prepare": "make a data set with captions of what package managers bring",
     "plan": "what a step of a config needs, on this machine or on TPU slices that need not be there",
 }
-"""Each is the module of that name here, whose `run(argv)` gives the exit code and the closing line."""
+"""Each is the module of that name here (with _ for -), whose `run(argv)` gives the exit code and the closing line."""
 
 
 def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
@@ -38,14 +39,14 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name not in COMMANDS:
         return exit_code("jaxdiff", lambda: (0, _about(name)))
-    module = importlib.import_module(f"jaxdiff.commands.{name}")
+    module = importlib.import_module(f"jaxdiff.commands.{name.replace('-', '_')}")
     about = (began,) if name == "train" else ()
     return exit_code(program(name), lambda: module.run(rest, *about))
 
 
 def _about(option: str) -> str:
     if option in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<10}{about}" for name, about in COMMANDS.items())
+        listed = "\n".join(f"  {name:<12}{about}" for name, about in COMMANDS.items())
         return f"usage: jaxdiff COMMAND ...; jaxdiff COMMAND --help lists its options\n\n{listed}\n  --version"
     if option != "--version":
         raise UserError(f"unknown command {option}; did you mean {nearest(option, COMMANDS)}?")

@@ -258,6 +258,16 @@ class RecordSource:
                 captions[index] = captions[record["record"]]
         return MemorySource(images, labels, self.num_classes, self.substituted, self.about, tuple(captions))
 
+    def damaged(self) -> list[str]:
+        """A line for each record that cannot be decoded; reads them all."""
+        lines = []
+        for index in range(len(self)):
+            try:
+                self._read(index)
+            except CorruptImageError as error:
+                lines.append(str(error))
+        return lines
+
     def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         image, label = self._records.read(index, self.shape[-1], self._resize, self._background)
         if image.shape != self.shape:

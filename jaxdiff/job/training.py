@@ -16,6 +16,7 @@ from jaxdiff.data.batches import Batch, Batches
 from jaxdiff.data.sources import Source
 from jaxdiff.diffusion import make_draw
 from jaxdiff.errors import UserError, command
+from jaxdiff.job.check_data import contact_sheet
 from jaxdiff.job.evaluations import Evaluations
 from jaxdiff.job.execution import Job, Parts, Start, execute, leave
 from jaxdiff.job.trained import initial_leaves
@@ -167,10 +168,11 @@ def _job(
 
 
 def _describe(source: Source, workdir: Place) -> None:
-    """Writes what the data turned out to be into data.json, and says what is worth to know of it."""
+    """Writes what the data turned out to be into data.json and data.png, and says what is worth to know of it."""
     about = source.about
     facts = {"images": len(source), "shape": source.shape, **about._asdict()}
     pictures.write_whole(workdir / "data.json", (json.dumps(facts, indent=2) + "\n").encode())
+    pictures.write_png(workdir / "data.png", contact_sheet(source))
     left_out = f"{len(about.left_out)} corrupt images are left out, all in {workdir / 'data.json'}; the first:"
     for note in (*about.notes, *(f"{left_out} {line}" for line in about.left_out[:1])):
         report(f"note: {note}")
