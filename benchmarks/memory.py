@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks.turns import table
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config
 from jaxdiff.data.description import Expected
 from jaxdiff.plan import step_memory
@@ -29,7 +29,7 @@ STEPS = 3
 
 def measured(config: Config, images: Expected) -> dict[str, int]:
     """Bytes that steps need: by XLA's plan and by the process's resident set; and of the state."""
-    program = Program(config, images)
+    program = assemble(config, images).program
     batch_size = config.train.batch_size
     batch = {
         "image": np.zeros((batch_size, *images.shape), np.uint8),

@@ -19,7 +19,7 @@ import numpy as np
 import jaxdiff as jd
 from benchmarks.turns import Job, ratio, start, table, take_turns
 from configs.digits import config
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.commands import use_compilation_cache
 from jaxdiff.data import sources
 from jaxdiff.data.batches import Batches
@@ -33,7 +33,7 @@ def training(turns: int, steps: int, workers: bool) -> list[object]:
     before, sources.MEMORY_LIMIT = sources.MEMORY_LIMIT, 0 if workers else sources.MEMORY_LIMIT
     with tempfile.TemporaryDirectory() as folder:
         source = sources.open_dataset("digits")
-        program = Program(config, source)
+        program = assemble(config, source).program
         state = [start(program)]
         batch = program.place([Batches(source, 0, config.train.batch_size)[0]])
 

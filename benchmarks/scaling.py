@@ -23,14 +23,14 @@ import numpy as np
 import jaxdiff as jd
 from benchmarks.turns import exponent, line, start, table, take_turns
 from configs.digits import config
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config
 from jaxdiff.data.description import Expected
 
 
 def step(changed: Config, side: int = 8) -> Callable[[], None]:
     """A function that does one training step."""
-    program = Program(changed, Expected((side, side, 1), 10))
+    program = assemble(changed, Expected((side, side, 1), 10)).program
     rows = changed.train.batch_size
     image, label = np.zeros((rows, side, side, 1), np.uint8), np.zeros(rows, np.int32)
     batch = program.place([{"image": image, "label": label, "row": np.arange(rows, dtype=np.int32)}])

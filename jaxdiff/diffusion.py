@@ -36,6 +36,7 @@ class Recipe(NamedTuple):
       learned_variance: whether the output has a variance beside the prediction.
       frozen: parameters of the codec and of the conditioner, by these names; arguments of every program.
       extra_cond: what of cond the sampling says, and not the conditioner: "r" (a network of two times), "guidance".
+      draws: whether the network predicts, and samples can be drawn with it.
     """
 
     schedule: Schedule
@@ -47,6 +48,7 @@ class Recipe(NamedTuple):
     learned_variance: bool = False
     frozen: Mapping[str, Any] = {}
     extra_cond: tuple[str, ...] = ()
+    draws: bool = True
 
     def embed(self, frozen: Mapping[str, Any], batch: dict[str, jax.Array]) -> Cond:
         """The cond of a batch of the data."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxdiff.errors import UserError
+from jaxdiff.family import Family
 
 Options = dict[str, Any]
 """Options of a member of a family, by name; what they may be is the member's to say."""
@@ -88,6 +89,17 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
         except UserError:
             continue
     return decode(kinds[0], value, name)
+
+
+def decoded(family: Family, name: str, options: Options) -> Options:
+    """The options of a member, of the types that it declares.
+
+    Raises:
+      ValueError: an option of another type, or of another member.
+    """
+    family.check(name, options)
+    kinds = family.options(name)
+    return {key: decode(kinds.get(key, Any), value, key) for key, value in options.items()}
 
 
 def encode(value: Any) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.assembly.recipe import make_objective, make_recipe, make_setting
+from jaxdiff.assembly.recipe import make_recipe, make_setting
 from jaxdiff.assembly.training_program import example
 from jaxdiff.augmentations import AUGMENTATIONS, crop, edm, warp
 from jaxdiff.config import Config, Data, validate
@@ -83,7 +83,7 @@ def test_training_is_told_and_samples_are_told_nothing_was_done():
     x, t = plain.x_0, jnp.full(4, 0.5)
     one, other = (recipe.network.apply({"params": params}, x, t, cond) for cond in (told.cond, plain.cond))
     assert np.abs(one - other).max() > 1e-4, "the network sees what it is told"
-    losses = make_objective(config, recipe).loss(params, {}, batch, KEYS[:4])
+    losses = config.objective.make(setting).loss(params, {}, batch, KEYS[:4])
     assert losses.shape == (4,) and np.all(np.isfinite(losses))
 
 

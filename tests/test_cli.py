@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import dataclasses
 import json
 import os
 import signal
@@ -252,7 +251,7 @@ def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(train
     def losses(teacher, step=0):
         batch = {"image": images, "label": jnp.arange(3) % 2, "step": jnp.full(3, step)}
         objective = Consistency(start=str(trained), teacher=teacher is not None, halve_every=10)
-        loss = recipe.make_objective(dataclasses.replace(run, objective=objective), made).loss
+        loss = objective.make(recipe.make_setting(run, made)).loss
         return loss(params, {"teacher": teacher}, batch, keys)
 
     alone, own, others = losses(None), losses(params), losses(jax.tree.map(lambda p: p + 0.1, params))
@@ -412,7 +411,7 @@ def test_samples_are_drawn_from_the_average_as_the_run_says(trained, tmp_path):
 
     def expected(params, sampling):
         made = recipe.make_recipe(config, (4, 4, 1))
-        draw = diffusion.make_draw(made, recipe.make_method(config, sampling), 8, mesh)
+        draw = diffusion.make_draw(made, recipe.make_method(made, sampling), 8, mesh)
         return pictures.to_uint8(draw(params, purpose_key(0, "sample"), 8, {"label": labels}))
 
     assert _close(drawn, expected(state.ema_params, config.sampling))
@@ -464,7 +463,7 @@ def test_a_ragged_last_batch_compiles_nothing(trained):
     config, mesh, compiled = read_run(trained), make_mesh(), []
     params = restore(trained, sharding=NamedSharding(mesh, PartitionSpec())).ema_params
     made = recipe.make_recipe(config, (4, 4, 1))
-    draw = diffusion.make_draw(made, recipe.make_method(config, config.sampling), 8, mesh)
+    draw = diffusion.make_draw(made, recipe.make_method(made, config.sampling), 8, mesh)
     draw(params, jax.random.key(0), 8, {"label": np.arange(8) % 2})
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
     try:

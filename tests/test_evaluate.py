@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import jaxdiff as jd
-from jaxdiff.assembly.recipe import make_recipe, optimizer_of
+from jaxdiff.assembly.recipe import make_recipe, make_update
 from jaxdiff.assembly.training_program import example
 from jaxdiff.commands import main
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, make_schedule
@@ -45,7 +45,11 @@ def save_run(workdir, config, shape):
     params = jax.jit(recipe.network.init)(jax.random.key(0), *example(recipe))["params"]
     params = jax.tree.map(lambda p: p + 0.01, params)  # a new network predicts zero
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(init_state(params, optimizer_of(config)), {"shape": list(shape)}, wait=True)
+        checkpoints.save(
+            init_state(params, make_update(config.optimizer, config.train.steps, config.model)[0]),
+            {"shape": list(shape)},
+            wait=True,
+        )
     (workdir / "config.json").write_text(to_json(config))
     return workdir
 
@@ -89,7 +93,7 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
 
     drawn = []
     plain = comparison_job.make_method
-    monkeypatch.setattr(comparison_job, "make_method", lambda config, cell: drawn.append(cell) or plain(config, cell))
+    monkeypatch.setattr(comparison_job, "make_method", lambda process, cell: drawn.append(cell) or plain(process, cell))
     assert command(run, "--steps", "2,3", "--sampler", "euler,ddim") == 0  # what is there is not drawn again
     assert [(cell.sampler, cell.steps) for cell in drawn] == [("euler", 2), ("euler", 3), ("ddim", 3)]
     assert [score for score in scores(run) if score in (floor, cell)] == [floor, cell]

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.assembly.recipe import open_data
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.commands import main
 from jaxdiff.config.files import load
 from jaxdiff.job import validation
@@ -112,13 +111,13 @@ def test_metrics_are_those_of_the_command(evaluated):
 
 def test_validation_loss_of_a_new_network_is_the_variance_of_noise_and_of_no_batching(config, monkeypatch):
     """It predicts no noise, which costs 1 at every level. Another batch size changes nothing: no dropout, no hiding."""
-    run = load(config, Path())
-    program = Program(run, open_data(run))
+    run = assemble(load(config, Path()))
+    program = run.program
     params = jax.jit(program.init)(program.keys["init"]).params
-    held_out = open_data(run)
+    held_out = run.reopen()
 
     def losses(params, num):
-        return list(validation.Validation(program, held_out, num)(params).values())
+        return list(validation.Validation(run, held_out, num)(params).values())
 
     new = losses(params, 104)
     np.testing.assert_allclose(new, 1.0, atol=0.15)  # 1664 squares of normal numbers a level

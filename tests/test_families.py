@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.assembly.training_program import Program, example
+from jaxdiff.assembly.training_program import example
 from jaxdiff.codecs import CODECS
 from jaxdiff.conditioning import CONDITIONERS
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Parallel, Sampling, Train, validate
@@ -36,6 +37,7 @@ from jaxdiff.parallel import make_mesh
 from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES
+from jaxdiff.schema import encode
 from jaxdiff.times import SPACINGS
 from jaxdiff.training.checkpoints import Checkpoints, restore
 from jaxdiff.training.loggers import LOGGERS
@@ -111,7 +113,8 @@ def batch():
 def trained(config):
     """Two steps; the state after them."""
     assert from_json(to_json(config)) == config
-    program = Program(config, Images(), jax.devices()[:1])
+    made = assemble(config, Images(), jax.devices()[:1])
+    program = made.program
     state = jax.jit(program.init)(program.keys["init"])
     before = jax.tree.map(np.asarray, state.params)
     for _ in range(2):
@@ -119,7 +122,7 @@ def trained(config):
         assert np.isfinite(float(np.ravel(metrics["loss"])[0])) and float(np.ravel(metrics["skipped"])[0]) == 0
     moved = jax.tree.map(lambda a, b: bool(np.any(a != np.asarray(b))), before, state.params)
     assert any(jax.tree.leaves(moved))
-    return program, state
+    return made, state
 
 
 def cycle(members):
@@ -183,10 +186,10 @@ def test_a_network_trains(dots, model):
 @pytest.mark.slow
 def test_a_hybrid_objective_trains_and_samples_with_its_variance(dots):
     config = small(dots, objective=Hybrid(), diffusion=Diffusion(schedule="cosine"))
-    program, state = trained(config)
+    made, state = trained(config)
     assert state.params["Dense_2"]["kernel"].shape[-1] == 2
-    method = make_method(config, Sampling(sampler="ddpm", steps=2, variance="learned"))
-    images = make_draw(program.recipe, method, 1, program.mesh)(
+    method = make_method(made.recipe, Sampling(sampler="ddpm", steps=2, variance="learned"))
+    images = make_draw(made.recipe, method, 1, made.program.mesh)(
         state.params, jax.random.key(0), 2, {"label": np.zeros(2, np.int32)}
     )
     assert images.shape == (2, 4, 6, 1) and np.all(np.isfinite(images))
@@ -223,7 +226,7 @@ def test_an_objective_of_few_steps_is_the_same_on_every_layout(dots, name, tmp_p
     for devices, fsdp, accumulate in ((1, 1, 1), (4, 2, 2)):
         layout = {"train": Train(batch_size=8, steps=9, accumulate=accumulate), "parallel": Parallel(fsdp=fsdp)}
         config = small(dots, model=dots(width=8, num_classes=2), objective=objective, diffusion=diffusion, **layout)
-        program = Program(config, Images(), jax.devices()[:devices])
+        program = assemble(config, Images(), jax.devices()[:devices]).program
         state = jax.jit(program.init)(program.keys["init"])
         first, losses = jax.device_get(state.params), []
         rows = {key: np.concatenate([value, value]) for key, value in batch().items()} | {"row": np.arange(8)}
@@ -262,16 +265,17 @@ def test_a_teacher_is_an_argument_of_the_step_and_no_constant_of_it(dots, tmp_pa
             saved(start, workdir)
         objective = Consistency(start=str(workdir), guidance=guidance)
         config = dataclasses.replace(start, objective=objective, parallel=mode)
-        program, state = trained(config)
+        made, state = trained(config)
+        program = made.program
         sizes.append(len(program.lower().as_text()))
         assert jax.tree.structure(state.params) == jax.tree.structure(program.frozen["teacher"])
         first = jax.jit(program.init)(program.keys["init"])
         losses.append(
             float(np.ravel(program.step(first, program.place([batch()]), program.keys["train"])[1]["loss"])[0])
         )
-    assert program.config.objective.digest and from_json(to_json(program.config)) == program.config
+    assert made.record["objective"]["digest"] and encode(from_json(to_json(made.record))) == made.record
     with pytest.raises(UserError, match="not the one that the run began with"):
-        Program(
+        assemble(
             dataclasses.replace(config, objective=dataclasses.replace(objective, digest="0" * 16)),
             Images(),
             jax.devices()[:1],
@@ -310,7 +314,7 @@ def test_a_member_samples(dots, params, sampler, rule, threshold, spacing, sched
     config = small(dots, diffusion=diffusion, objective=objective, sampling=sampling)
     assert from_json(to_json(config)) == config
     recipe, mesh = make_recipe(config, Images.shape), make_mesh(devices=jax.devices()[:1])
-    draw = make_draw(recipe, make_method(config, sampling), 2, mesh)
+    draw = make_draw(recipe, make_method(recipe, sampling), 2, mesh)
     if recipe.extra_cond:
         params = recipe.network.init(jax.random.key(0), *example(recipe))["params"]
     images = draw(params, jax.random.key(0), 2, {"label": np.arange(2, dtype=np.int32)}, weak=params)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.commands import main
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Train, validate
 from jaxdiff.config.files import to_json
@@ -118,12 +118,13 @@ def config(shards, **groups):
 
 def run(config, workdir, steps):
     source = open_dataset("webdataset", config.data.path, captioned=True)
-    program = Program(config, source, jax.devices()[:1])
-    batches = Batches(source, 0, config.train.batch_size, captions=program.recipe.conditioner.tokenize)
+    made = assemble(config, source, jax.devices()[:1])
+    program, conditioner = made.program, made.recipe.conditioner
+    batches = Batches(source, 0, config.train.batch_size, captions=conditioner.tokenize)
     state = jax.jit(program.init)(program.keys["init"])
     for step in range(steps):
         state, metrics = program.step(state, program.place([batches[step]]), program.keys["train"])
-    meta = {"shape": list(source.shape), "known": program.recipe.conditioner.known}
+    meta = {"shape": list(source.shape), "known": conditioner.known}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, meta, wait=True)
     (workdir / "config.json").write_text(to_json(config))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxdiff import keys
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config, Data, Model
 from jaxdiff.job import sampling as sampling_job
 from jaxdiff.samplers import sample_keys
@@ -51,7 +51,7 @@ def test_samples_are_drawn_with_no_key_of_the_run(tmp_path, monkeypatch):
     sampling_job.draw(sampling_job.Request(workdir=workdir, num=6, seed=config.seed))
     drawn = set(itertools.chain.from_iterable(below(key, 1) for key in used[0]))
     source: Any = SimpleNamespace(shape=(8, 8, 1), num_classes=0)
-    program = Program(config, source, jax.devices()[:1])
+    program = assemble(config, source, jax.devices()[:1]).program
     for name, key in program.keys.items():
         assert not drawn & set(below(key)), name
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config, Data, Model, Train
 from jaxdiff.data.description import Expected
 from jaxdiff.plan import planning, step_memory
@@ -31,7 +31,7 @@ print(json.dumps(measured(config, Expected((4, 4, 1), 0))))
 def test_steps_reuse_the_buffers_of_the_whole_state():
     """Parameters, average, moments and tracked averages: all aliased, so that none is there twice."""
     train = Train(batch_size=8, posthoc_ema=(0.1,), steps_per_call=2)
-    program = Program(Config(data=Data(name="folder"), model=MODEL, train=train), Expected((4, 4, 1), 0))
+    program = assemble(Config(data=Data(name="folder"), model=MODEL, train=train), Expected((4, 4, 1), 0)).program
     compiled = program.lower().compile({"xla_backend_optimization_level": 0})
     state = planning.state_bytes(program.abstract)
     assert compiled.memory_analysis().alias_size_in_bytes >= state > 0

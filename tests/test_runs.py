@@ -171,7 +171,7 @@ def test_an_exported_run_is_drawn_from_loaded_begun_from_and_read_on_its_own(run
         np.testing.assert_array_equal(a, b)
     assert main(["sample", str(folder), "--num", "4", "--classes", "dog", "--out", str(out)]) == 0
     np.testing.assert_array_equal(model.draw(4, "dog"), np.load(out)["images"])
-    leaves = initial_leaves(dataclasses.replace(model.config, init=str(folder)), model.params)
+    leaves = initial_leaves(str(folder), "ema", model.params)
     np.testing.assert_array_equal(leaves["conv_in/kernel"], model.params["conv_in"]["kernel"])
     capsys.readouterr()
 
@@ -192,14 +192,14 @@ def test_weights_of_other_shapes_begin_anew_and_are_listed(run, capsys):
     kernel = model.params["conv_in"]["kernel"]
     wanted = {**model.params, "conv_in": {"kernel": kernel[:, :2]}, "new": {"bias": kernel}}
     begin = dataclasses.replace(model.config, init=str(run), init_weights="raw")
-    found = initial_leaves(begin, wanted)
+    found = initial_leaves(begin.init, begin.init_weights, wanted)
     said = capsys.readouterr().err
     for line in ("conv_in/kernel begins anew: (3, 3, 1, 4) there, (3, 2, 1, 4) here", "new/bias begins anew: none th"):
         assert line in said
     assert not {"conv_in/kernel", "conv_in/bias", "new/bias"} & found.keys()
     np.testing.assert_array_equal(found["conv_out/kernel"], model.params["conv_out"]["kernel"])
     with pytest.raises(UserError, match="no parameter of"):
-        initial_leaves(begin, {"new": {"bias": kernel}})
+        initial_leaves(begin.init, begin.init_weights, {"new": {"bias": kernel}})
 
 
 DATA = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32) * 0.5 + np.array([2.0, -1.0], np.float32)

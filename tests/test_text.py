@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from jaxdiff import pictures
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.assembly.training_program import Program
 from jaxdiff.commands import sample as sample_command
 from jaxdiff.conditioning import text
 from jaxdiff.conditioning.words import BEGIN, WORDS, Words, frequent
@@ -63,8 +63,8 @@ def source():
     return MemorySource(images, np.zeros(4, np.int32), 0, set(), captions=CAPTIONS)
 
 
-def steps_from(program, state, first, last):
-    batches = Batches(program.source, 0, 8, captions=program.recipe.conditioner.tokenize)
+def steps_from(made, state, first, last):
+    program, batches = made.program, Batches(made.source, 0, 8, captions=made.recipe.conditioner.tokenize)
     for step in range(first, last):
         state, metrics = program.step(state, program.place([batches[step]]), program.keys["train"])
         assert np.isfinite(float(metrics["loss"]))
@@ -73,24 +73,24 @@ def steps_from(program, state, first, last):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A program, and its state after 1 and after 3 steps."""
-    program = Program(CONFIG, source(), jax.devices()[:1])
-    begun = steps_from(program, jax.jit(program.init)(program.keys["init"]), 0, 1)
+    """A run's parts, and its state after 1 and after 3 steps."""
+    made = assemble(CONFIG, source(), jax.devices()[:1])
+    begun = steps_from(made, jax.jit(made.program.init)(made.program.keys["init"]), 0, 1)
     kept = jax.tree.map(jnp.copy, begun)
-    return program, kept, steps_from(program, begun, 1, 3)
+    return made, kept, steps_from(made, begun, 1, 3)
 
 
 @pytest.fixture(scope="module")
 def run(trained, tmp_path_factory):
     """The same as a run in a folder; its parameters are moved off zero, so that every path counts."""
-    program, _, state = trained
+    made, _, state = trained
     values = np.random.default_rng(1)
     moved = jax.tree.map(
         lambda leaf: jnp.asarray(leaf + 0.2 * values.standard_normal(leaf.shape), leaf.dtype), state.ema_params
     )
     state = dataclasses.replace(state, ema_params=moved)
     workdir = tmp_path_factory.mktemp("run")
-    about = {"shape": [8, 8, 3], "class_names": [], "known": program.recipe.conditioner.known}
+    about = {"shape": [8, 8, 3], "class_names": [], "known": made.recipe.conditioner.known}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, about, wait=True)
     (workdir / "config.json").write_text(to_json(CONFIG))
@@ -139,22 +139,22 @@ def test_an_empty_prompt_says_nothing():
 
 
 def test_encoder_and_network_are_trained_averaged_and_resumed_as_one(trained, tmp_path):
-    program, begun, state = trained
+    made, begun, state = trained
     assert set(state.params) == {"encoder", "network"}
     for name, tree in (("params", state.params), ("average", state.ema_params)):
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), begun.params, tree)
         assert moved["encoder"]["tokens"]["embedding"] and moved["encoder"]["layer_0"]["dense1"]["kernel"], name
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(begun, wait=True)
-        again = steps_from(program, checkpoints.restore(program.abstract)[0], 1, 3)
+        again = steps_from(made, checkpoints.restore(made.program.abstract)[0], 1, 3)
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
 def test_the_encoder_is_called_once_a_walk(trained):
     """What is done at every step does not hold its table."""
-    program, _, state = trained
-    x, t, (cond, away) = jnp.zeros((1, 8, 8, 3)), jnp.ones(1), (program.recipe.null({}, 1) for _ in range(2))
-    denoise = denoiser(program.recipe, state.params, cond, guidance=Guidance(2.0), away=away)
+    made, _, state = trained
+    x, t, (cond, away) = jnp.zeros((1, 8, 8, 3)), jnp.ones(1), (made.recipe.null({}, 1) for _ in range(2))
+    denoise = denoiser(made.recipe, state.params, cond, guidance=Guidance(2.0), away=away)
     table = ",".join(map(str, state.params["encoder"]["tokens"]["embedding"].shape))
     assert f"f32[{table}]" not in str(jax.make_jaxpr(denoise)(x, t))
 
@@ -162,7 +162,7 @@ def test_the_encoder_is_called_once_a_walk(trained):
 def test_a_prompt_decides_and_compiles_nothing_anew(run, caplog):
     model = load(run)
     params, config, recipe = jax.device_get(model.params), model.config, model.recipe
-    method = make_method(config, config.sampling)
+    method = make_method(recipe, config.sampling)
     one, two = (make_draw(recipe, method, 4, make_mesh(devices=jax.devices()[:n])) for n in (1, 2))
 
     def draws(prompts, num=4, first=0, negative="", draw=one):

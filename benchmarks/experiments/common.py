@@ -208,7 +208,8 @@ class Ruler:
 
     def _draw(self, run: Run, sampling: Sampling) -> tuple[Collected, float]:
         """The samples, classes in turn, and how many a second of CPU time (the first batch, which compiles, aside)."""
-        draw = make_draw(make_recipe(run.config, SHAPE), make_method(run.config, sampling), BATCH, self._mesh)
+        recipe = make_recipe(run.config, SHAPE)
+        draw = make_draw(recipe, make_method(recipe, sampling), BATCH, self._mesh)
         key, seconds = jax.random.key(0, impl="threefry2x32"), []
 
         def batches() -> Iterator[np.ndarray]:

@@ -1,10 +1,8 @@
-"""The training program of a config, or of parts of one's own: the step, compiled; nothing is computed yet."""
+"""The training program: the step of an objective over all devices, compiled; nothing is computed yet."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,35 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import parallel
-from jaxdiff.assembly.recipe import check_data, make_objective, make_recipe, optimizer_of
-from jaxdiff.config import Config, Parallel, Train, flat
-from jaxdiff.config.files import read_run
-from jaxdiff.errors import UserError
-from jaxdiff.evaluation.extractors import digest
+from jaxdiff.config import Parallel, Train
 from jaxdiff.keys import purpose_key
 from jaxdiff.objectives import Objective
 from jaxdiff.training import ema, posthoc
-from jaxdiff.training.checkpoints import restore
 from jaxdiff.training.state import TrainState, init_state, leaf_name
 from jaxdiff.training.step import make_train_step
 
 
-@runtime_checkable
-class Images(Protocol):
-    """What a program needs to know of its data."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of every image."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """0 for none."""
-        ...
-
-
-class StepProgram:
+class Program:
     """A training step over all devices, and the state that it takes; whatever it trains.
 
     Attributes:
@@ -148,94 +126,8 @@ class StepProgram:
         return parallel.shard_batches(batches, self._steps, self.mesh, self._mode)
 
 
-class Program(StepProgram):
-    """The training program of a config: the very step that train.py runs and that the plan compiles.
-
-    Attributes:
-      source: the data, or what is known of it.
-      config: the config, with the digests of what it takes from other runs.
-      recipe: the model.
-    """
-
-    def __init__(self, config: Config, source: Images, devices: Sequence[Any] | None = None):
-        """Raises UserError if the config does not fit the images or the devices (all of `jax.devices()`)."""
-        devices = jax.devices() if devices is None else devices
-        self.source: Any = source
-        self.recipe = recipe = make_recipe(config, source.shape, {"captions": getattr(source, "captions", ())})
-        check_data(config, source.num_classes, len(devices))
-        mesh = parallel.make_mesh(config.parallel.fsdp, devices, config.parallel.tensor)
-        loaded = {name: _average(config, workdir) for name, workdir in config.objective.runs().items()}
-        self.config = _noted(config, loaded)
-        begun = loaded.pop("start", None)
-
-        def make_params(key: jax.Array) -> Any:
-            params = None if begun is None else jax.tree.map(jnp.asarray, begun)
-            if begun is None or recipe.extra_cond:
-                fresh = recipe.network.init(key, *example(recipe))["params"]
-                params = fresh if begun is None else _with(fresh, params)
-            return params
-
-        size = config.train.batch_size
-        rows = jax.ShapeDtypeStruct((size,), jnp.int32)
-        batch = {"image": jax.ShapeDtypeStruct((size, *source.shape), jnp.uint8), "label": rows, "row": rows}
-        if recipe.conditioner.tokenize is not None:
-            tokens = {name: table for name, table in recipe.conditioner.tokenize([""]).items() if name != "cut"}
-            batch |= {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in tokens.items()}
-        how = {"seed": config.seed, "frozen": {**recipe.frozen, **loaded}, "mesh": mesh}
-        parts = make_params, make_objective(config, recipe), optimizer_of(config), batch
-        super().__init__(*parts, config.train, config.parallel, **how)
-
-
 def example(recipe: Any) -> tuple[Any, ...]:
     """(x, t, cond) of one example, zeros: what a network is initialised with."""
     cond = {name: jnp.zeros((1, *kind.shape), kind.dtype) for name, kind in recipe.conditioner.spec.items()}
     cond |= {name: jnp.zeros(1) for name in recipe.extra_cond}
     return jnp.zeros((1, *recipe.shape)), jnp.zeros(1), cond
-
-
-def _with(fresh: Any, begun: Any) -> Any:
-    """New parameters, and in place of each that the other tree has, that one."""
-    if not isinstance(fresh, dict):
-        return begun
-    return {name: _with(new, begun[name]) if name in begun else new for name, new in fresh.items()}
-
-
-def _noted(config: Config, loaded: dict[str, Any]) -> Config:
-    """The config with the digest of the parameters that it begins with.
-
-    Raises:
-      UserError: they are not what they were when the run began.
-    """
-    if "start" not in loaded:
-        return config
-    leaves = jax.tree_util.tree_leaves_with_path(loaded["start"])
-    found = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
-    known = getattr(config.objective, "digest", "")
-    if known not in ("", found):
-        raise UserError(f"objective.start: its average is not the one that the run began with ({found}, not {known})")
-    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, digest=found))
-
-
-_SAME = (
-    "model.",
-    "diffusion.conditioner",
-    "diffusion.schedule",
-    "diffusion.num_steps",
-    "diffusion.zero_snr",
-    "diffusion.prediction",
-)
-
-
-def _average(config: Config, name: str) -> Any:
-    """The average of another run of the same network and process, in host memory.
-
-    Raises:
-      UserError: there is no such run, or it is of another network or process.
-    """
-    workdir = Path(name)
-    own, other = flat(config), flat(read_run(workdir))
-    wrong = [key for key in {**own, **other} if key.startswith(_SAME) and own.get(key) != other.get(key)]
-    if wrong:
-        listed = ", ".join(f"{key} {other.get(key)!r}, not {own.get(key)!r}" for key in wrong)
-        raise UserError(f"objective: the run in {workdir} has {listed}; they must be equal")
-    return jax.device_get(restore(workdir).ema_params)

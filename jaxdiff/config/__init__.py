@@ -21,7 +21,7 @@ from jaxdiff.objectives import Denoising, ObjectiveOptions
 from jaxdiff.process import PREDICTIONS
 from jaxdiff.samplers import SAMPLERS
 from jaxdiff.schedules import SCHEDULES, Schedule
-from jaxdiff.schema import Between, Options, decode, encode, out_of_range
+from jaxdiff.schema import Between, Options, decode, decoded, encode, out_of_range
 from jaxdiff.times import TIME_GRIDS, time_grid
 from jaxdiff.training.hooks import parse_every
 from jaxdiff.training.optimizer import LEARNING_RATES, OPTIMIZERS
@@ -239,16 +239,23 @@ def validate(config: Config) -> Config:
     return config
 
 
+def member(family: Family, group: Any, field: str, /, *args: Any, **given: Any) -> Any:
+    """The member that a field of a group of the config names, with its options; see `Family.build`.
+
+    Raises:
+      ValueError: what cannot be, and what could.
+    """
+    name = getattr(group, field)
+    return family.build(name, decoded(family, name, getattr(group, options_field(field))), *args, **given)
+
+
 def make_schedule(diffusion: Diffusion) -> Schedule:
     """The noise schedule.
 
     Raises:
       ValueError: what cannot be, and what could.
     """
-    given = {"num_steps": diffusion.num_steps}
-    schedule = SCHEDULES.build(
-        diffusion.schedule, decoded(SCHEDULES, diffusion.schedule, diffusion.schedule_options), **given
-    )
+    schedule = member(SCHEDULES, diffusion, "schedule", num_steps=diffusion.num_steps)
     if not diffusion.zero_snr:
         return schedule
     if schedule.num_steps is None:
@@ -256,36 +263,24 @@ def make_schedule(diffusion: Diffusion) -> Schedule:
     return schedule.rescale_zero_snr()
 
 
-def make_conditioner(config: Config, about: Mapping[str, Any] | None = None) -> Conditioner:
+def make_conditioner(diffusion: Diffusion, num_classes: int, about: Mapping[str, Any] | None = None) -> Conditioner:
     """What makes cond of a batch.
 
     Args:
-      config: the run's.
+      diffusion: names it.
+      num_classes: of the network.
       about: what is known of the data: names of the classes, captions, or known, see `Conditioner`.
 
     Raises:
       ValueError: what cannot be, and what could.
     """
-    name, options = config.diffusion.conditioner, config.diffusion.conditioner_options
-    given = {"num_classes": config.model.num_classes, **(about or {})}
-    return CONDITIONERS.build(name, decoded(CONDITIONERS, name, options), **given)
+    return member(CONDITIONERS, diffusion, "conditioner", num_classes=num_classes, **(about or {}))
 
 
-def decoded(family: Family, name: str, options: Options) -> Options:
-    """The options of a member, of the types that it declares.
-
-    Raises:
-      ValueError: an option of another type, or of another member.
-    """
-    family.check(name, options)
-    kinds = family.options(name)
-    return {key: decode(kinds.get(key, Any), value, key) for key, value in options.items()}
-
-
-def times(config: Config, sampling: Sampling, max_steps: int | None = None) -> np.ndarray:
+def times(schedule: Schedule, sampling: Sampling, max_steps: int | None = None) -> np.ndarray:
     """The time grid of sampling, padded to max_steps; see `jaxdiff.time_grid`."""
     options = decoded(TIME_GRIDS, sampling.spacing, sampling.spacing_options)
-    return time_grid(make_schedule(config.diffusion), sampling.steps, sampling.spacing, max_steps=max_steps, **options)
+    return time_grid(schedule, sampling.steps, sampling.spacing, max_steps=max_steps, **options)
 
 
 _FAMILIES: tuple[tuple[str, str, Family], ...] = (  # group, field, family; its options are in FIELD_options
@@ -311,7 +306,7 @@ def _problems(config: Config) -> Iterator[str]:
             yield f"{group}.{field}: {error}"
     conditioner = schedule = None
     try:
-        conditioner = make_conditioner(config)
+        conditioner = make_conditioner(diffusion, config.model.num_classes)
     except ValueError as error:
         yield f"diffusion.conditioner: {error}"
     try:
@@ -351,6 +346,11 @@ def _problems(config: Config) -> Iterator[str]:
             yield f"train.{name}: {error}"
     if not all(0 < width <= 0.2886 for width in train.posthoc_ema):
         yield f"train.posthoc_ema={train.posthoc_ema} must be relative widths in 0..0.2886; 0.05 and 0.10 are usual"
+    if train.posthoc_ema and not str(train.checkpoint_every).strip().isdecimal():
+        yield (
+            f"train.posthoc_ema keeps its averages at steps that are the same in every run; set "
+            f"train.checkpoint_every to a number of steps, not {train.checkpoint_every}"
+        )
     if train.batch_size % train.accumulate:
         yield f"train.batch_size={train.batch_size} must be a multiple of train.accumulate={train.accumulate}"
     for name in ("fsdp", "tensor"):
@@ -365,7 +365,7 @@ def _sampling_problems(config: Config, schedule: Schedule) -> Iterator[str]:
         yield f"sampling.steps={sampling.steps} exceeds the process; use at most {schedule.num_steps}"
         return
     try:
-        times(config, sampling)
+        times(schedule, sampling)
     except (ValueError, TypeError) as error:
         yield f"sampling.spacing: {error}"
     random = [name for name in SAMPLERS.members if "eta" in SAMPLERS.options(name)]

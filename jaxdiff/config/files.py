@@ -172,8 +172,8 @@ def _covers(word: str, name: str) -> bool:
     return name == word or name.startswith((f"{word}.", f"{word}_options."))
 
 
-def to_json(config: Config) -> str:
-    """The text of config.json."""
+def to_json(config: Any) -> str:
+    """The text of config.json, of a config or of its encoded tree."""
     return json.dumps(encode(config), indent=2) + "\n"
 
 

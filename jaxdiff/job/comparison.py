@@ -2,17 +2,17 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff import pictures
-from jaxdiff.assembly.recipe import make_method, make_recipe
-from jaxdiff.config import Config, Sampling
+from jaxdiff.assembly.recipe import make_method
+from jaxdiff.config import Sampling
 from jaxdiff.data.sources import Source
-from jaxdiff.diffusion import make_draw
+from jaxdiff.diffusion import Recipe, make_draw
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.collect import Collected, Collector
 from jaxdiff.evaluation.extractors import Extractor
@@ -55,8 +55,7 @@ class Comparison:
     """What samples are compared with, and how; every process makes and uses the same one.
 
     Args:
-      config: of the run.
-      about: what its conditioner is to know of the data, see `make_conditioner`.
+      recipe: the model.
       source: the images to compare with, all of them in moments, `num` of them in what needs features.
       extractor: of the features.
       num: samples of a set.
@@ -67,8 +66,7 @@ class Comparison:
 
     def __init__(
         self,
-        config: Config,
-        about: Mapping[str, Any],
+        recipe: Recipe,
         source: Source,
         extractor: Extractor,
         num: int,
@@ -76,7 +74,7 @@ class Comparison:
         mesh: Mesh,
         track: Callable[[Sequence[Any], str], Any] = quietly,
     ):
-        self.source, self._config, self._about, self._num = source, config, about, num
+        self.source, self._recipe, self._num = source, recipe, num
         self._mesh, self._track = mesh, track
         self._collector = Collector(extractor, source.shape, batch_size, mesh)
         self._size = self._collector.batch_size
@@ -114,17 +112,16 @@ class Comparison:
         Raises:
           UserError: the condition of samples cannot be made up.
         """
-        config, num, size = self._config, self._num, self._size
-        recipe = make_recipe(config, self.source.shape, self._about)
+        recipe, num, size = self._recipe, self._num, self._size
         conditioner = recipe.conditioner
-        draw = make_draw(recipe, make_method(config, sampling), size, self._mesh)
+        draw = make_draw(recipe, make_method(recipe, sampling), size, self._mesh)
         try:
             everything = {} if conditioner.tokenize else conditioner.parse([], num)
         except ValueError as error:
             raise UserError(f"metrics of samples: {error}") from None
 
         def collect(params: Any, seed: int, weak: Any = None) -> tuple[Collected, float]:
-            if "label" in everything and config.model.num_classes == self.source.num_classes:
+            if "label" in everything and not conditioner.misfit(self.source.num_classes):
                 everything["label"] = self._known[1]["label"]
             if conditioner.tokenize:
                 texts = [self.source.captions[record][0] for record in self._known[1]["record"]]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxdiff import parallel
-from jaxdiff.assembly.recipe import optimizer_of
+from jaxdiff.assembly.recipe import make_update
 from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make_schedule, validate
 from jaxdiff.config.files import to_json
 from jaxdiff.errors import UserError
@@ -55,7 +55,7 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
     broken = [path for path, leaf in names.leaf_paths(found.params) if not _is_finite(leaf)]
     if broken:
         raise UserError(f"{source} holds values that are not finite, in {', '.join(broken)}")
-    state = init_state(found.params, optimizer_of(config))
+    state = init_state(found.params, make_update(config.optimizer, config.train.steps, config.model)[0])
     about = {"shape": list(found.image_shape), "num_classes": config.model.num_classes, "fingerprint": None}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, {**about, "source": str(source), "skipped": 0, "time": time.time()}, wait=True)

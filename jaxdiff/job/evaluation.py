@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxdiff import pictures, samplers
-from jaxdiff.assembly.recipe import make_recipe
+from jaxdiff.assembly.recipe import open_data
 from jaxdiff.config import Config, Sampling, make_conditioner, make_schedule, validate
 from jaxdiff.config.files import read_run
-from jaxdiff.data.sources import Source, open_dataset
+from jaxdiff.data.sources import Source
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.extractors import digest
@@ -29,7 +29,7 @@ from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference,
 from jaxdiff.job.comparison import Comparison, check_num, parts
 from jaxdiff.job.likelihood import build_bits
 from jaxdiff.job.score_file import ScoreFile
-from jaxdiff.job.trained import load
+from jaxdiff.job.trained import Trained, load
 from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
@@ -46,7 +46,9 @@ class Evaluation:
     def __init__(self, arguments: SimpleNamespace):
         self._arguments = arguments
         self._config = config = read_run(arguments.workdir)
-        self._data = dataclasses.replace(config.data, name=arguments.data_name or config.data.name)
+        path = "" if arguments.data_name else config.data.path
+        self._data = dataclasses.replace(config.data, name=arguments.data_name or config.data.name, path=path)
+        self._reads_text = make_conditioner(config.diffusion, config.model.num_classes).tokenize is not None
         names = _metrics(arguments.metrics)
         self._metrics = [name for name in names if name in METRICS.members]
         self._kinds = [name for name in names if name in LIKELIHOODS]
@@ -88,7 +90,7 @@ class Evaluation:
         num = self._arguments.bits_num
         if not 2 <= num <= len(test):
             raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
-        if make_conditioner(self._config).tokenize is not None:
+        if self._reads_text:
             raise UserError(f"{kind}: of runs that are told by text it is not measured")
         if classes and classes != test.num_classes:
             raise UserError(f"{kind}: the model has {classes} classes, and the test images have {test.num_classes}")
@@ -99,12 +101,9 @@ class Evaluation:
             raise UserError("bpd_flow needs the package diffrax: uv sync --extra ode")
 
     def _open(self, split: str, path: str | None) -> Source:
-        data = self._data
-        path = path or (None if self._arguments.data_name else data.path)
-        workdir, classes = self._arguments.workdir, self._config.model.num_classes
-        numbering = class_numbering(workdir, data.name) if classes else "natural"
-        where = data.name, path, split, data.resize, data.on_error, data.background, data.allow_empty
-        return open_dataset(*where, numbering, make_conditioner(self._config).tokenize is not None)
+        data, classes = self._data, self._config.model.num_classes
+        numbering = class_numbering(self._arguments.workdir, data.name) if classes else "natural"
+        return open_data(data, self._reads_text, numbering, split=split, path=path or data.path)
 
     def _test_images(self) -> Source | None:
         """The test split, or what --test-path names; a folder has no splits."""
@@ -122,26 +121,25 @@ class Evaluation:
         """Measures what is not yet in scores.json; returns the table, and a line for the bits."""
         copies = NamedSharding(self._mesh, PartitionSpec())
         model = load(self._arguments.workdir, step=self._arguments.step, sharding=copies)
-        self._known, self._state = model.known, model.state
         for source in (self._train if self._metrics else None, self._test):
             if source is not None and source.shape != model.image_shape:
                 raise UserError(f"the run's images are {model.image_shape}, and the data's {source.shape}")
         leaves = jax.tree_util.tree_leaves_with_path(model.params)
         weights = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
         about = weights, model.step, self._config.train.ema_decay
-        parts = [self._compare(model.params, about)] if self._metrics else []
+        parts = [self._compare(model, about)] if self._metrics else []
         if self._test is not None:
-            parts += [bits_line(self._likelihood(model.params, about, kind, self._test)) for kind in self._kinds]
+            parts += [bits_line(self._likelihood(model, about, kind, self._test)) for kind in self._kinds]
         text = "\n".join(part.rstrip("\n") for part in parts)
         if jax.process_index() == 0:
             pictures.write_whole(self._out / "table.md", f"{text}\n".encode())
         return text
 
-    def _compare(self, params: Any, about: tuple[str, int, float]) -> str:
+    def _compare(self, model: Trained, about: tuple[str, int, float]) -> str:
         """The table of samples against the reference."""
         reference, seed = self._reference(), self._arguments.seed
         how = self._extractor, self._arguments.num, self._batch_size, self._mesh, self._track
-        comparison = Comparison(self._config, self._known, self._train, *how)
+        comparison = Comparison(model.recipe, self._train, *how)
         copies = NamedSharding(self._mesh, PartitionSpec())
 
         def measured(score: Score, cell: Sampling | None) -> Score:
@@ -149,8 +147,8 @@ class Evaluation:
             missing = [name for name in self._metrics if name not in known.values]
             if missing:
                 if cell:
-                    weak = weak_params(self._config, cell, self._arguments.workdir, self._state, copies)
-                    found, speed = comparison.sampled(cell)(params, seed, weak)
+                    weak = weak_params(cell, self._arguments.workdir, model.state, copies)
+                    found, speed = comparison.sampled(cell)(model.params, seed, weak)
                 else:
                     assert self._test is not None
                     found, speed = comparison.collect(self._test), 0.0
@@ -190,19 +188,19 @@ class Evaluation:
         how = (name, sampling.steps, nfe, sampling.guidance, grid)
         return Score(*about, *how, self._arguments.seed, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
-    def _likelihood(self, params: Any, about: tuple[str, int, float], kind: str, source: Source) -> Bits:
+    def _likelihood(self, model: Trained, about: tuple[str, int, float], kind: str, source: Source) -> Bits:
         """The bits per dimension of the first of the test images, in random order."""
-        n, data, config = self._arguments.bits_num, self._data, self._config
+        n, data = self._arguments.bits_num, self._data
         resize = f"data {data.resize or 'none'}"
-        what = (kind, config.diffusion.num_steps if kind == "bpd" else 0, data.name, "test", resize)
+        what = (kind, self._config.diffusion.num_steps if kind == "bpd" else 0, data.name, "test", resize)
         rest = _sha256(f"{source.fingerprint} {what}"), self._arguments.seed, n
         bits = Bits(*about, *what, *rest, definitions=DEFINITIONS)
         if known := self._file.find(bits):
             return known
-        measure_bits = build_bits(make_recipe(config, source.shape), kind, self._batch_size, self._mesh)
+        measure_bits = build_bits(model.recipe, kind, self._batch_size, self._mesh)
         key, found = purpose_key(self._arguments.seed, "bits"), []
         for part in self._track(parts(source, n, self._batch_size), kind):
-            found.append(measure_bits(params, key, sum(map(len, found)), source.gather(part)))
+            found.append(measure_bits(model.params, key, sum(map(len, found)), source.gather(part)))
         values = np.concatenate(found).astype(np.float64)
         error = float(values.std(ddof=1) / np.sqrt(n))
         bits = dataclasses.replace(bits, value=float(values.mean()), error=error)

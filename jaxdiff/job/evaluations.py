@@ -1,7 +1,6 @@
 """Evaluation while training: metrics and validation loss, their curves, the best checkpoint, early stopping."""
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +8,7 @@ from typing import Any
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import pictures
-from jaxdiff.assembly.recipe import open_data
-from jaxdiff.assembly.training_program import Program
-from jaxdiff.data.records import Numbering
+from jaxdiff.assembly.assemble import Assembly
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.chart import chart
 from jaxdiff.evaluation.features import choose
@@ -37,42 +34,37 @@ class Evaluations:
     Everything is checked when it is made, before anything is written; `begin` says where the run got to.
 
     Args:
-      program: of the run.
-      numbering: of class folders, see `Numbering`.
+      run: what is measured.
 
     Raises:
       UserError: there is nothing to compare with, or no held-out images.
     """
 
-    def __init__(self, program: Program, numbering: Numbering):
-        self._program, config = program, program.config
-        train = config.train
+    def __init__(self, run: Assembly):
+        self._run, train = run, run.train
         self._metrics = [name for name in train.evaluate_metrics if name in METRICS.members]
         self.every, self.history = make_cadence(train.evaluate_every), []
         self._comparison = self._validation = None
 
-        def opened(**changes: Any) -> Any:
-            return open_data(dataclasses.replace(config, data=dataclasses.replace(config.data, **changes)), numbering)
-
         if self._metrics:
-            source = opened()  # its own: what it finds corrupt is none of the training's
+            source = run.reopen()  # its own: what it finds corrupt is none of the training's
             check_num(train.evaluate_num, source, self._metrics, "train.evaluate_num")
             extractor = choose(train.evaluate_features or None, source.shape)
             size = min(_BATCH, train.evaluate_num)
-            about = {"known": program.recipe.conditioner.known}
-            self._comparison = Comparison(config, about, source, extractor, train.evaluate_num, size, program.mesh)
-            self._sampled = self._comparison.sampled(config.sampling)
+            how = extractor, train.evaluate_num, size, run.program.mesh
+            self._comparison = Comparison(run.recipe, source, *how)
+            self._sampled = self._comparison.sampled(run.sampling)
         if "validation_loss" in train.evaluate_metrics:
-            path, folder = train.evaluate_path, config.data.name == "folder"
+            path, folder = train.evaluate_path, run.data.name == "folder"
             if folder and not path:
                 raise UserError("a folder has no test split; name one of held-out images by train.evaluate_path")
-            held_out = opened(split="train" if folder else "test", path=path or config.data.path)
-            if (held_out.shape, held_out.num_classes) != (program.source.shape, program.source.num_classes):
+            held_out = run.reopen(split="train" if folder else "test", path=path or run.data.path)
+            if (held_out.shape, held_out.num_classes) != (run.source.shape, run.source.num_classes):
                 raise UserError(
                     f"held-out images are {held_out.shape} of {held_out.num_classes} classes; those of training are "
-                    f"{program.source.shape} of {program.source.num_classes}"
+                    f"{run.source.shape} of {run.source.num_classes}"
                 )
-            self._validation = Validation(program, held_out, train.evaluate_num)
+            self._validation = Validation(run, held_out, train.evaluate_num)
 
     def begin(
         self,
@@ -91,18 +83,17 @@ class Evaluations:
           about: metrics of a step -> what is saved beside a checkpoint.
           stack: closes what is opened.
         """
-        config, train = self._program.config, self._program.config.train
         self.history[:] = [(step, values) for step, values in history]
         self._workdir, self._log, self._about = workdir, log, about
-        self._best = stack.enter_context(Checkpoints(workdir, 1, folder=BEST)) if train.best else None
-        copies = NamedSharding(self._program.mesh, PartitionSpec())
-        self._weak = weak_params(config, config.sampling, workdir, None, copies) if self._metrics else None
+        self._best = stack.enter_context(Checkpoints(workdir, 1, folder=BEST)) if self._run.train.best else None
+        copies = NamedSharding(self._run.program.mesh, PartitionSpec())
+        self._weak = weak_params(self._run.sampling, workdir, None, copies) if self._metrics else None
 
     def __call__(self, step: int, metrics: dict[str, Any], state: TrainState) -> None:
         """A hook's call: measures the average, writes, and keeps the checkpoint if it is the best so far."""
         values: dict[str, float] = {}
         if self._comparison:
-            found, _ = self._sampled(state.ema_params, self._program.config.seed, self._weak)
+            found, _ = self._sampled(state.ema_params, self._run.seed, self._weak)
             values |= measure(self._comparison.real, found, self._metrics)
         if self._validation:
             values |= self._validation(state.ema_params)
@@ -115,7 +106,7 @@ class Evaluations:
         if self._log:
             self._log.write(step, values)
             self._draw_curves()
-            shown = ", ".join(f"{name} {values[name]:.5g}" for name in self._program.config.train.evaluate_metrics)
+            shown = ", ".join(f"{name} {values[name]:.5g}" for name in self._run.train.evaluate_metrics)
             report(f"step {step}: {shown}{' (the best so far)' if is_best else ''}")
 
     def owed(self, step: int) -> bool:
@@ -126,13 +117,13 @@ class Evaluations:
     @property
     def finished(self) -> bool:
         """Whether the best metric has not improved for so many evaluations that the run ends early."""
-        train = self._program.config.train
+        train = self._run.train
         later = [step for step, _ in self.history if step > self._best_step()]
         return bool(train.patience) and len(later) >= train.patience
 
     def closing(self, done: int, workdir: Place) -> str:
         """The line of a run that ended early."""
-        train, step = self._program.config.train, self._best_step()
+        train, step = self._run.train, self._best_step()
         value = dict(self.history)[step][train.best]
         return (
             f"done: stopped early after step {done} of {train.steps}: {train.best} has not improved for "
@@ -141,14 +132,14 @@ class Evaluations:
 
     def _best_step(self) -> int:
         """The first step with the best value; 0 where there is none."""
-        name = self._program.config.train.best
+        name = self._run.train.best
         sign = -1 if name in MORE_IS_BETTER else 1
         known = [(sign * values.get(name, math.nan), step) for step, values in self.history]
         return min((one for one in known if math.isfinite(one[0])), default=(0, 0))[1]
 
     def _draw_curves(self) -> None:
         """evaluation/curves/METRIC.png, a line each, or one a noise level; what is not positive is left out."""
-        for metric in self._program.config.train.evaluate_metrics:
+        for metric in self._run.train.evaluate_metrics:
             names = [name for name in self.history[-1][1] if name in (metric, f"{metric}_{name.rpartition('_')[2]}")]
             points = {name: [(step, values.get(name, 0)) for step, values in self.history] for name in names}
             lines = {name: [point for point in line if point[1] > 0] for name, line in points.items()}

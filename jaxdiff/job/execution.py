@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxdiff.assembly.training_program import StepProgram
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Train
 from jaxdiff.data.batches import Batch
 from jaxdiff.errors import RunError, UserError, program
@@ -86,7 +86,7 @@ class Job(NamedTuple):
       file: that `record` writes, by which the others see that they have the same folder.
     """
 
-    program: StepProgram
+    program: Program
     train: Train
     learning_rate: Callable[[Any], Any] | None
     check: Callable[[int, dict[str, Any]], None]
@@ -246,7 +246,7 @@ def _hooks(
 
 
 def _compile(
-    program: StepProgram, restored: TrainState | None, given: Mapping[str, Any], clock: Clock, needed: bool
+    program: Program, restored: TrainState | None, given: Mapping[str, Any], clock: Clock, needed: bool
 ) -> tuple[TrainState, Any]:
     """The state to go on from, and the step, compiled beside it if it is needed."""
     with clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work

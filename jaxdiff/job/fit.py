@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxdiff import parallel
-from jaxdiff.assembly.training_program import StepProgram
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Parallel, Train
 from jaxdiff.config.files import changed_fields
 from jaxdiff.data.batches import Batch, record_indices
@@ -85,7 +85,7 @@ def fit(
         raise UserError(f"data: {', '.join(wrong)}: a batch has train.batch_size={settings.batch_size} rows")
     make_params = init if callable(init) else lambda key: init
     objective = loss if isinstance(loss, Objective) else Objective(lambda params, _, *rest: loss(params, *rest))
-    program = StepProgram(make_params, objective, optimizer, shapes, settings, layout, seed=seed)
+    program = Program(make_params, objective, optimizer, shapes, settings, layout, seed=seed)
     rows = parallel.local_rows(program.mesh, settings.batch_size)
     about = {"seed": seed, "train": dataclasses.asdict(settings), "parallel": dataclasses.asdict(layout)}
     about["data"] = {name: str(x) for name, x in shapes.items()}

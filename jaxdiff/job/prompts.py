@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import pictures
-from jaxdiff.data.sources import Source, open_dataset
+from jaxdiff.assembly.recipe import open_data
+from jaxdiff.data.sources import Source
 from jaxdiff.data.webdataset import WebdatasetRecords
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import prompts
@@ -104,9 +105,7 @@ class PromptEvaluation:
 
     def _source(self, split: str) -> Source:
         data = self._model.config.data
-        path = self._arguments.data_path or data.path
-        where = data.name, path, split, data.resize, data.on_error, data.background, data.allow_empty
-        return open_dataset(*where, "natural", True)
+        return open_data(data, True, split=split, path=self._arguments.data_path or data.path)
 
     def _split(self, name: str) -> Split:
         source, data = self._source(name), self._model.config.data

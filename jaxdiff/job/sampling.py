@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdiff import pictures
 from jaxdiff.assembly.recipe import make_method, unseen
 from jaxdiff.conditioning import Conditioner
-from jaxdiff.config import Sampling, decoded, validate
+from jaxdiff.config import Sampling, validate
 from jaxdiff.data.decoding import decode_image, open_image
 from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
@@ -34,7 +34,7 @@ from jaxdiff.job.weak_model import weak_params
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.samplers import SAMPLERS
-from jaxdiff.schema import Options
+from jaxdiff.schema import Options, decoded
 from jaxdiff.storage import Place, check_writable
 from jaxdiff.times import time_grid
 
@@ -210,7 +210,7 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
     model = load(request.workdir, step=request.step, ema=request.ema, best=request.best, sharding=sharding)
     asked = {field.name: getattr(request, field.name, None) for field in dataclasses.fields(Sampling)}
     sampling = with_sampling(model.config.sampling, {name: value for name, value in asked.items() if value is not None})
-    config = validate(dataclasses.replace(model.config, sampling=sampling))
+    validate(dataclasses.replace(model.config, sampling=sampling))
     recipe, conditioner = model.recipe, model.recipe.conditioner
     reads_text = conditioner.tokenize is not None
     foreign = ("height", "width", "dtype", *(("classes",) if reads_text else ("prompt", "negative_prompt")))
@@ -226,8 +226,8 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
             raise UserError("--negative-prompt is what guidance leads away from; give --guidance too, such as 4")
     else:
         batch = _parsed(lambda: conditioner.parse(request.classes, num), "--classes")
-    method = make_method(config, sampling, trajectory=request.trajectory)
-    weak = weak_params(config, sampling, request.workdir, model.state, sharding)
+    method = make_method(recipe, sampling, trajectory=request.trajectory)
+    weak = weak_params(sampling, request.workdir, model.state, sharding)
     rows = len(request.classes or texts or conditioner.examples)
     rows = 0 if reads_text and num <= rows else rows
     how = f"{sampling.sampler}, {sampling.steps} steps"

@@ -122,8 +122,8 @@ class Trained:
         """
         batch = self._batch(words, num)
         chosen = with_sampling(self.config.sampling, sampling)
-        config = validate(dataclasses.replace(self.config, sampling=chosen))
-        method = make_method(config, chosen)
+        validate(dataclasses.replace(self.config, sampling=chosen))
+        method = make_method(self.recipe, chosen)
         size = min(num, batch_size)
         kind = dataclasses.replace(chosen, steps=1, guidance=float(chosen.guidance != 1), eta=None)
         how = size, len(method.times), bool(method.eta), repr(kind)
@@ -195,23 +195,23 @@ def _read_exported(folder: Path, sharding: Sharding) -> tuple[Any, dict[str, Any
     return params, meta
 
 
-def initial_leaves(config: Config, wanted: Any) -> dict[str, np.ndarray]:
-    """The leaves that a new run takes from the one that config.init names, by name; {} where it names none.
+def initial_leaves(init: str, weights: str, wanted: Any) -> dict[str, np.ndarray]:
+    """The leaves that a new run takes from the `weights`, ema or raw, of another, by name; {} where init names none.
 
     Leaves that only one of the two has, or that have other shapes there, begin anew, and are listed.
 
     Raises:
       UserError: no such run, or none of its leaves fits.
     """
-    if not config.init:
+    if not init:
         return {}
-    found = load(config.init, weights=config.init_weights)
+    found = load(init, weights=weights)
     theirs = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found.params)}
     own = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
     fits = {name for name, leaf in own.items() if name in theirs and theirs[name].shape == leaf.shape}
     if not fits:
-        raise UserError(f"init: no parameter of {config.init} has the name and shape of one of this network")
-    report(f"note: {len(fits)} of {len(own)} parameters begin as in {config.init}, step {found.step}")
+        raise UserError(f"init: no parameter of {init} has the name and shape of one of this network")
+    report(f"note: {len(fits)} of {len(own)} parameters begin as in {init}, step {found.step}")
     for name in (name for name in {**own, **theirs} if name not in fits):
         shapes = [str(tree[name].shape) if name in tree else "none" for tree in (theirs, own)]
         report(f"note: {name} begins anew: {shapes[0]} there, {shapes[1]} here")

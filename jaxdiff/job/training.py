@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from jaxdiff import parallel, pictures
-from jaxdiff.assembly.recipe import learning_rate_of, make_method, open_data
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import Assembly, assemble
+from jaxdiff.assembly.recipe import make_method
 from jaxdiff.config import Config, flat
 from jaxdiff.config.files import to_json
 from jaxdiff.data.batches import Batch, Batches
@@ -66,73 +66,63 @@ def train(
             "sampling.guidance_rule=autoguidance: pictures while training go away from another run; "
             "name it by sampling.guidance_options.run"
         )
-    every = make_cadence(config.train.checkpoint_every)
-    if config.train.posthoc_ema and not isinstance(every, int):
-        raise UserError(
-            f"train.posthoc_ema keeps its averages at steps that are the same in every run; set "
-            f"train.checkpoint_every to a number of steps, not {config.train.checkpoint_every}"
-        )
     processes.agree({**flat(config), "jax": jax.__version__})
     with StopRequest(leave) as stop:
-        numbering = class_numbering(place(config.workdir), config.data.name)
-        source = open_data(config, numbering)
-        program = Program(config, source)
-        config = program.config
-        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(program.frozen)):
+        run = assemble(config, numbering=class_numbering(place(config.workdir), config.data.name))
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(run.program.frozen)):
             raise UserError("diffusion.codec=autoencoder has no weights; name their diffusion.codec_options.folder")
-        evaluations = Evaluations(program, numbering) if parse_every(config.train.evaluate_every) else None
-        processes.agree({"the data's fingerprint": source.fingerprint})
-        given = {} if steps_in(directory_of(config.workdir)) else initial_leaves(config, program.abstract.params)
-        with owned(config.workdir) as workdir:
-            changed = check_workdir(config, workdir, allowed) if jax.process_index() == 0 else {}
+        evaluations = Evaluations(run) if parse_every(run.train.evaluate_every) else None
+        processes.agree({"the data's fingerprint": run.source.fingerprint})
+        workdir, steps = place(run.record["workdir"]), run.train.steps
+        begun = steps_in(directory_of(workdir))
+        given = {} if begun else initial_leaves(*run.init, run.program.abstract.params)
+        with owned(workdir):
+            changed = check_workdir(flat(run.record), workdir, allowed) if jax.process_index() == 0 else {}
             processes.barrier("the workdir is process 0's")
-            job = _job(config, program, workdir, evaluations, allowed, origin, changed)
+            job = _job(run, workdir, evaluations, allowed, origin, changed)
             outcome = execute(job._replace(given=given), workdir, began, stop, profile)
-    if evaluations and evaluations.finished and outcome.done < config.train.steps:
+    if evaluations and evaluations.finished and outcome.done < steps:
         return 0, evaluations.closing(outcome.done, workdir)
-    if outcome.done < config.train.steps:
-        return 75, _stopped(stop, outcome.done, config.train.steps, workdir)
-    return 0, _closing(workdir, config.train.steps, outcome.done - outcome.first, outcome.seconds)
+    if outcome.done < steps:
+        return 75, _stopped(stop, outcome.done, steps, workdir)
+    return 0, _closing(workdir, steps, outcome.done - outcome.first, outcome.seconds)
 
 
 def _job(
-    config: Config,
-    program: Program,
+    run: Assembly,
     workdir: Place,
     evaluations: Evaluations | None,
     allowed: Sequence[str],
     origin: str,
     changed: dict[str, tuple[Any, Any]],
 ) -> Job:
-    """The run of a config, to be executed."""
-    source = program.source
+    """The run, to be executed."""
+    source, train, text = run.source, run.train, to_json(run.record)
 
     def check(done: int, meta: dict[str, Any]) -> None:
         before = meta.get("fingerprint")
         if before not in (None, source.fingerprint):  # None: imported, seen no data yet
             if "data" not in allowed:
                 raise UserError(
-                    f"data.name={config.data.name} holds other images than when the run in {config.workdir} was saved; "
+                    f"data.name={run.data.name} holds other images than when the run in {workdir} was saved; "
                     "give them back, choose another --workdir, or go on with --allow-change data"
                 )
             meta.pop("substituted", None)  # numbers of other images
             changed["images"] = before, source.fingerprint
-        if done > config.train.steps:
-            raise UserError(
-                f"train.steps={config.train.steps}, but the run in {config.workdir} is at step {done} already; "
-                f"ask for {done} or more"
-            )
+        if done > train.steps:
+            at = f"train.steps={train.steps}, but the run in {workdir} is at step {done} already"
+            raise UserError(f"{at}; ask for {done} or more")
 
     def record(first: int) -> None:
         add_history(workdir, first, origin, changed)
-        pictures.write_whole(workdir / "config.json", to_json(config).encode())
+        pictures.write_whole(workdir / "config.json", text.encode())
         _describe(source, workdir)
 
     def begin(start: Start) -> Parts:
         substitutes = None
-        if config.data.on_error != "stop":
+        if run.data.on_error != "stop":
             substitutes = _Substitutes(source, start.meta.get("substituted", ()))
-        utilisation = Utilisation(config, program)
+        utilisation = Utilisation(run)
 
         def measured(step: int, values: dict[str, Any]) -> dict[str, Any]:
             counts = {"substituted": substitutes.until(step)} if substitutes else {}
@@ -141,20 +131,20 @@ def _job(
         def about() -> dict[str, Any]:
             kind = {"shape": list(source.shape), "num_classes": source.num_classes, "fingerprint": source.fingerprint}
             kind |= {"class_names": list(source.about.class_names), "substituted": sorted(source.substituted)}
-            kind |= {"known": program.recipe.conditioner.known}
+            kind |= {"known": run.recipe.conditioner.known}
             known = list(map(list, evaluations.history)) if evaluations else start.meta.get("evaluations", [])
             return {**kind, "evaluations": known}
 
-        rows = parallel.local_rows(program.mesh, config.train.batch_size)
-        tokenize = program.recipe.conditioner.tokenize
-        batches = Batches(source, config.seed, config.train.batch_size, config.data.flip, rows, tokenize)
+        rows = parallel.local_rows(run.program.mesh, train.batch_size)
+        tokenize = run.recipe.conditioner.tokenize
+        batches = Batches(source, run.seed, train.batch_size, run.data.flip, rows, tokenize)
         if batches.cut and jax.process_index() == 0:
             report(f"note: {batches.cut} captions have more tokens than fit; their ends are not read")
         ahead = start.stack.enter_context(batches.iterate(start.first))
         hooks = []
-        if config.model.draws:
-            drawn = _pictures(config, program, workdir, start.log)
-            hooks = [Hook(make_cadence(config.train.sample_every), drawn, on_stop=False, span="sampling")]
+        if run.recipe.draws:
+            drawn = _pictures(run, workdir, start.log)
+            hooks = [Hook(make_cadence(train.sample_every), drawn, on_stop=False, span="sampling")]
         parts = Parts(substitutes.counted(ahead, start.first) if substitutes else ahead, hooks, measured, about)
         if not evaluations:
             return parts
@@ -163,8 +153,7 @@ def _job(
         owed = measure if evaluations.owed(start.first) else None
         return parts._replace(early=(measure,), owed=owed, finished=lambda: bool(evaluations and evaluations.finished))
 
-    text = f"```json\n{to_json(config)}\n```"
-    return Job(program, config.train, learning_rate_of(config), check, record, text, begin)
+    return Job(run.program, train, run.learning_rate, check, record, f"```json\n{text}\n```", begin)
 
 
 def _describe(source: Source, workdir: Place) -> None:
@@ -178,17 +167,17 @@ def _describe(source: Source, workdir: Place) -> None:
         report(f"note: {note}")
 
 
-def _pictures(config: Config, program: Program, workdir: Place, log: Log | None) -> Any:
+def _pictures(run: Assembly, workdir: Place, log: Log | None) -> Any:
     """A hook's call: a grid in samples/, drawn from the EMA: a row a class or caption, the same noise every time."""
-    recipe = program.recipe
+    recipe, program = run.recipe, run.program
     examples = recipe.conditioner.examples[:10]
     rows = len(examples) or COLUMNS
     num = rows * COLUMNS
     batch = recipe.conditioner.parse(examples, num)
     titles = examples if recipe.conditioner.tokenize else ()
-    draw = make_draw(recipe, make_method(config, config.sampling), num, program.mesh)
+    draw = make_draw(recipe, make_method(recipe, run.sampling), num, program.mesh)
     copies = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
-    weak = weak_params(config, config.sampling, workdir, None, copies)
+    weak = weak_params(run.sampling, workdir, None, copies)
 
     def write(step: int, metrics: dict[str, Any], state: TrainState) -> None:
         del metrics

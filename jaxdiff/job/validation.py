@@ -8,8 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdiff.assembly.recipe import make_setting
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import Assembly
 from jaxdiff.data.batches import Batches
 from jaxdiff.data.sources import Source
 from jaxdiff.diffusion import whole
@@ -30,7 +29,7 @@ class Validation:
     is a function of (seed, i, j).
 
     Args:
-      program: of the run.
+      run: whose loss.
       source: the held-out images.
       num: how many of them, at most.
 
@@ -38,15 +37,15 @@ class Validation:
       UserError: an objective whose loss says nothing of progress.
     """
 
-    def __init__(self, program: Program, source: Source, num: int):
-        config, recipe, mesh = program.config, program.recipe, program.mesh
-        self._program, self._num = program, min(num, len(source))
+    def __init__(self, run: Assembly, source: Source, num: int):
+        recipe, mesh = run.recipe, run.program.mesh
+        self._program, self._num = run.program, min(num, len(source))
         size = min(BATCH, self._num)
         self._batches = Batches(source, 0, size, captions=recipe.conditioner.tokenize)
         self._rows, self._size = NamedSharding(mesh, P(mesh.axis_names)), -(-size // mesh.size) * mesh.size
-        self._key, everywhere = purpose_key(config.seed, "validation"), NamedSharding(mesh, P())
-        setting = make_setting(config, recipe)._replace(hide=0.0, dropout=False, augmentation=None)
-        objective = config.objective.make(setting)
+        self._key, everywhere = purpose_key(run.seed, "validation"), NamedSharding(mesh, P())
+        setting = run.setting._replace(hide=0.0, dropout=False, augmentation=None)
+        objective = run.objective(setting)
         if objective.hold is not None:
             raise UserError(
                 "train.evaluate_metrics=validation_loss: this objective's loss is against a teacher that changes; take "

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from jaxdiff.config import Config, flat
+from jaxdiff.config import flat
 from jaxdiff.config.files import UNTRAINED, changed_fields, read_run
 from jaxdiff.data.records import Numbering
 from jaxdiff.errors import UserError, program
@@ -181,15 +181,15 @@ def class_numbering(workdir: Place, name: str) -> Numbering:
     return tuple(names) if names else "natural"
 
 
-def check_workdir(config: Config, workdir: Place, allowed: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """Refuses a workdir that holds a run of another config; returns what changes in it by word, `allowed`.
+def check_workdir(fields: Mapping[str, Any], workdir: Place, allowed: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Refuses a workdir that holds a run of other fields, as `flat` gives them; returns what changes in it by word.
 
     Raises:
       UserError: the fields that differ, or that there is no config to compare with.
     """
     if (workdir / "config.json").exists():
         may = UNTRAINED if _steps(workdir) == ["0"] else ()
-        return changed_fields(flat(read_run(workdir)), flat(config), config.workdir, allowed, may)
+        return changed_fields(flat(read_run(workdir)), fields, fields["workdir"], allowed, may)
     if (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds checkpoints but no config.json; put it back, or choose another --workdir")
     return {}

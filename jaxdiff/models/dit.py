@@ -35,7 +35,7 @@ from jaxdiff.models import conditions
 from jaxdiff.models.attention import Attention, Features, Mask, Others
 from jaxdiff.models.conditions import Cond
 from jaxdiff.models.layers import ZEROS, Dropout, Embedding, Keys, depth_to_space, fan_average, space_to_depth
-from jaxdiff.models.network import NetworkOptions
+from jaxdiff.models.network import NetworkOptions, check_common, checked_input
 
 SINUSOIDS = 256  # of the time, at any width
 
@@ -74,59 +74,24 @@ class DiT(NetworkOptions):
     """A projection of the embedding in each block, or one for all and a table a block (PixArt's adaLN-single)."""
     dropout: float = 0.0
     """Dropout rate of what attention and MLP add."""
-    num_classes: int = 0
-    """Classes to condition on; 0 for an unconditional model."""
     frequency_shift: Literal[0, 1] = 0
     """Time embedding's lowest frequency: 0 as DiT, 1 as diffusers computes it."""
     time_scale: float = 1000.0
     """What times are multiplied by before their sinusoids: 1000, or some 20 where a loss differentiates in time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute in; parameters, norms, softmax, embeddings and output are float32."""
-    remat: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
 
     def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
         """Refuse options that do not fit each other, the images or the conditions.
-
-        Args:
-          shape: of x, (h, w, c).
-          cond: names of the conditions, see `jaxdiff.models.conditions`.
-
-        Raises:
-          ValueError: what does not fit, and what would.
 
         >>> DiT(patch=4).check((30, 32, 3))
         Traceback (most recent call last):
         ...
         ValueError: patch is 4; it must divide the sides of the images, 30x32
         """
-        for field, low, high in (
-            ("patch", 1, 64),
-            ("width", 4, 16384),
-            ("depth", 1, 1000),
-            ("num_heads", 1, 1024),
-            ("mlp_ratio", 1, 64),
-            ("registers", 0, 1024),
-            ("num_classes", 0, 1_000_000),
-        ):
-            if not low <= getattr(self, field) <= high:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be in {low}..{high}")
-        if not 0.01 <= self.time_scale <= 1e5:
-            raise ValueError(f"time_scale is {self.time_scale}; it must be in 0.01..100000")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        for field, choices in (
-            ("frequency_shift", (0, 1)),
-            ("dtype", ("float32", "bfloat16")),
-            ("norm", ("layer", "rms")),
-            ("mlp", ("gelu", "swiglu")),
-            ("positions", ("fixed", "rope")),
-            ("modulation", ("block", "shared")),
-        ):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(map(str, choices))}"
-                )
+        ranges = {"patch": (1, 64), "width": (4, 16384), "depth": (1, 1000), "num_heads": (1, 1024)}
+        ranges |= {"mlp_ratio": (1, 64), "registers": (0, 1024), "time_scale": (0.01, 100_000)}
+        check_common(self, DiT, shape, **ranges)
         if self.width % 4:
             raise ValueError(f"width is {self.width}; it must be a multiple of 4 (sin and cos of rows and columns)")
         if self.width % self.num_heads:
@@ -135,8 +100,6 @@ class DiT(NetworkOptions):
             raise ValueError(
                 f"positions is 'rope'; a head's features, {self.width // self.num_heads}, must be in fours"
             )
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"images have shape {tuple(shape)}; it must be (h, w, c), all positive")
         if shape[0] % self.patch or shape[1] % self.patch:
             raise ValueError(f"patch is {self.patch}; it must divide the sides of the images, {shape[0]}x{shape[1]}")
         conditions.check_names(cond, self.num_classes)
@@ -258,28 +221,10 @@ class DiTModule(nn.Module):
         *,
         dropout_keys: Keys = None,
     ) -> Float[Array, "batch h w out_channels"]:
-        """Predict.
-
-        Args:
-          x: noisy images, in about [-1, 1] at t = 0.
-          t: noise time in [0, 1], one an image.
-          cond: conditions by name, see `jaxdiff.models.conditions`; integers alone are labels, floats alone a text.
-          dropout_keys: one key an example; None turns dropout off.
-
-        Returns:
-          The prediction, float32.
-
-        Raises:
-          ValueError: sizes that do not fit (see `DiT.check`); t not [batch]; conditions missing, unknown or misshapen.
-        """
-        options, (batch, h, w, c) = self.options, x.shape
-        cond = conditions.by_name(cond)
-        options.check((h, w, c), cond)
-        params = {} if self.is_initializing() else self.variables["params"]
-        channels = params["proj_in"]["kernel"].shape[0] // options.patch**2 if params else 0
-        conditions.check_arrays(cond, x, t, params, channels)
-        if "image" in cond:
-            x = jnp.concatenate([x, cond["image"].astype(x.dtype)], axis=-1)
+        """Predict, see `NetworkOptions.module`."""
+        options, batch = self.options, len(x)
+        made_for = lambda params: params["proj_in"]["kernel"].shape[0] // options.patch**2  # noqa: E731
+        x, cond = checked_input(self, options, x, t, cond, made_for)
         size = {"frequency_shift": options.frequency_shift, "features": options.width, "classes_std": 0.02}
         size["time_scale"] = options.time_scale
         emb = nn.silu(Embedding(SINUSOIDS, options.num_classes, **size, name="embedding")(t, cond))

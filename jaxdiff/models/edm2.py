@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from jaxdiff.models import conditions, ops
 from jaxdiff.models.conditions import Cond
 from jaxdiff.models.layers import ZEROS, Dropout, Image, Keys, downsample_average, upsample_nearest
-from jaxdiff.models.network import NetworkOptions
+from jaxdiff.models.network import NetworkOptions, check_common, checked_input
 
 RES_BALANCE, LABEL_BALANCE = 0.3, 0.5  # the share of the second in a sum
 CLIP = 256.0  # of activations, for half precision
@@ -44,12 +44,8 @@ class EDM2(NetworkOptions):
     """Channels an attention head; a level narrower than that has one head."""
     dropout: float = 0.0
     """Dropout rate in the residual blocks."""
-    num_classes: int = 0
-    """Classes to condition on; 0 for an unconditional model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute in; parameters, embeddings and output are float32."""
-    remat: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
 
     def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
         """Refuse options that do not fit each other, the images or the conditions.
@@ -61,10 +57,7 @@ class EDM2(NetworkOptions):
         """
         if min(self.channels, self.blocks, self.head_dim, *self.channel_mults, 1) < 1 or not self.channel_mults:
             raise ValueError("channels, channel_mults, blocks and head_dim must be positive")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"images have shape {tuple(shape)}; it must be (h, w, c), all positive")
+        check_common(self, EDM2, shape)
         levels = len(self.channel_mults)
         if any(side % 2 ** (levels - 1) for side in shape[:2]):
             raise ValueError(
@@ -242,22 +235,12 @@ class EDM2Module(nn.Module):
         *,
         dropout_keys: Keys = None,
     ) -> Float[Array, "batch h w out_channels"]:
-        """Predict.
+        """Predict, see `NetworkOptions.module`; zero of a new network.
 
-        Args:
-          x: noisy images; prediction "edm" hands in those of magnitude 1.
-          t: how noise is labelled: log(sigma)/4 of prediction "edm", or a time in [0, 1].
-          cond: {"label": ...} where there are classes.
-          dropout_keys: one key an example; None turns dropout off.
-
-        Returns:
-          The prediction, float32; zero of a new network.
+        Prediction "edm" hands in images of magnitude 1, and log(sigma)/4 in the place of t.
         """
-        own, cond = self.options, conditions.by_name(cond)
-        own.check(x.shape[1:], cond)
-        params = {} if self.is_initializing() else self.variables["params"]
-        channels = params["conv_in"]["kernel"].shape[2] - 1 if params else 0
-        conditions.check_arrays(cond, x, t, params, channels)
+        own = self.options
+        x, cond = checked_input(self, own, x, t, cond, lambda params: params["conv_in"]["kernel"].shape[2] - 1)
         widths = [own.channels * mult for mult in own.channel_mults]
         keys = dropout_keys if own.dropout else None
         block = nn.remat(MPBlock, prevent_cse=False) if own.remat else MPBlock

@@ -43,7 +43,7 @@ from jaxdiff.models.layers import (
     fan_average,
     space_to_depth,
 )
-from jaxdiff.models.network import NetworkOptions
+from jaxdiff.models.network import NetworkOptions, check_common, checked_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,45 +62,24 @@ class Hourglass(NetworkOptions):
     """Features inside a transformer block's MLP, as a multiple of the width."""
     dropout: float = 0.0
     """Dropout rate of what attention and MLP add."""
-    num_classes: int = 0
-    """Classes to condition on; 0 for an unconditional model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute in; parameters, norms, softmax, embeddings and output are float32."""
-    remat: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
 
     def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
         """Refuse options that do not fit each other, the images or the conditions.
-
-        Args:
-          shape: of x, (h, w, c).
-          cond: names of the conditions, see `jaxdiff.models.conditions`.
-
-        Raises:
-          ValueError: what does not fit, and what would.
 
         >>> Hourglass().check((28, 28, 3))
         Traceback (most recent call last):
         ...
         ValueError: images of 28x28 do not fit patches of 2 and 3 widths; sides must be multiples of 8
         """
-        for field, most in (("patch", 64), ("num_heads", 1024), ("mlp_ratio", 64)):
-            if not 1 <= getattr(self, field) <= most:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be in 1..{most}")
+        check_common(self, Hourglass, shape, patch=(1, 64), num_heads=(1, 1024), mlp_ratio=(1, 64))
         if not 1 <= len(self.widths) <= 10 or any(w % 4 or not 4 <= w <= 8192 for w in self.widths):
             raise ValueError(f"widths is {self.widths}; it must be 1 to 10 multiples of 4, at most 8192")
         if len(self.blocks) != len(self.widths) or not all(1 <= n <= 100 for n in self.blocks):
             raise ValueError(f"blocks is {self.blocks}; it must be one number in 1..100 for each of the widths")
         if self.widths[-1] % self.num_heads:
             raise ValueError(f"num_heads is {self.num_heads}; it must divide the last width, {self.widths[-1]}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if not 0 <= self.num_classes <= 1_000_000:
-            raise ValueError(f"num_classes is {self.num_classes}; it must be in 0..1000000")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}; it must be one of float32, bfloat16")
-        if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"images have shape {tuple(shape)}; it must be (h, w, c), all positive")
         unit = self.patch * 2 ** (len(self.widths) - 1)
         if shape[0] % unit or shape[1] % unit:
             raise ValueError(
@@ -204,28 +183,10 @@ class HourglassModule(nn.Module):
         *,
         dropout_keys: Keys = None,
     ) -> Float[Array, "batch h w out_channels"]:
-        """Predict.
-
-        Args:
-          x: noisy images, in about [-1, 1] at t = 0.
-          t: noise time in [0, 1], one an image.
-          cond: conditions by name, see `jaxdiff.models.conditions`; integers alone are labels, floats alone a text.
-          dropout_keys: one key an example; None turns dropout off.
-
-        Returns:
-          The prediction, float32.
-
-        Raises:
-          ValueError: sizes that do not fit (see `Hourglass.check`); t not [batch]; conditions missing or misshapen.
-        """
+        """Predict, see `NetworkOptions.module`."""
         options, dtype = self.options, self.options.dtype
-        cond = conditions.by_name(cond)
-        options.check(x.shape[1:], cond)
-        params = {} if self.is_initializing() else self.variables["params"]
-        channels = params["proj_in"]["kernel"].shape[0] // options.patch**2 if params else 0
-        conditions.check_arrays(cond, x, t, params, channels)
-        if "image" in cond:
-            x = jnp.concatenate([x, cond["image"].astype(x.dtype)], axis=-1)
+        made_for = lambda params: params["proj_in"]["kernel"].shape[0] // options.patch**2  # noqa: E731
+        x, cond = checked_input(self, options, x, t, cond, made_for)
         width = options.widths[-1]
         emb = Embedding(256, options.num_classes, 0, width, 0.02, name="embedding")(t, cond)
         emb = nn.silu(emb)

@@ -50,13 +50,6 @@ class TwoTowers(NetworkOptions):
     def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
         """Refuse options that do not fit each other, the images or the conditions.
 
-        Args:
-          shape: of x, (h, w, c).
-          cond: names of the conditions, see `jaxdiff.models.conditions`.
-
-        Raises:
-          ValueError: what does not fit, and what would.
-
         >>> TwoTowers().check((32, 32, 3), ["label"])
         Traceback (most recent call last):
         ...

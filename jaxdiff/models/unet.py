@@ -30,7 +30,7 @@ from jaxdiff.models.layers import (
     group_norm,
     space_to_depth,
 )
-from jaxdiff.models.network import NetworkOptions
+from jaxdiff.models.network import NetworkOptions, check_common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,6 @@ class Model(NetworkOptions):
     """Attention heads at any width, or one number a level, in place of head_dim."""
     dropout: float = 0.0
     """Dropout rate in residual blocks."""
-    num_classes: int = 0
-    """Classes to condition on; 0 for an unconditional model."""
     time_injection: Literal["add", "scale_shift"] = "add"
     """How time enters: added (DDPM) or as scale and shift (ADM)."""
     resample: Literal["conv", "resblock"] = "conv"
@@ -67,24 +65,15 @@ class Model(NetworkOptions):
     """Groups of every GroupNorm; None for as many as divide the channels, up to 32 and no less than 4 wide."""
     norm_eps: float = 1e-6
     """Epsilon of every GroupNorm."""
-    frequency_shift: Literal[1, 0] = 1
+    frequency_shift: Literal[0, 1] = 1
     """Time embedding's lowest frequency: 1 as DDPM, 0 as ADM."""
     time_scale: float = 1000.0
     """What times are multiplied by before their sinusoids: 1000, or some 20 where a loss differentiates in time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What to compute in; parameters, norms, softmax, time embedding and output are float32."""
-    remat: bool = False
-    """Compute activations again in the backward pass rather than keep them."""
 
     def check(self, shape: tuple[int, ...], cond: Mapping[str, Any] | Iterable[str] = ()) -> None:
         """Refuse options that do not fit each other, the images or the conditions.
-
-        Args:
-          shape: of x, (h, w, c).
-          cond: names of the conditions, see `jaxdiff.models.conditions`.
-
-        Raises:
-          ValueError: what does not fit, and what would.
 
         >>> Model(attention_resolutions=()).check((32, 32, 3), ["label"])
         Traceback (most recent call last):
@@ -136,7 +125,7 @@ class UNet(nn.Module):
     downsample_padding: Literal["end", "both"] = Model.downsample_padding
     norm_groups: int | None = Model.norm_groups
     norm_eps: float = Model.norm_eps
-    frequency_shift: Literal[1, 0] = Model.frequency_shift
+    frequency_shift: Literal[0, 1] = Model.frequency_shift
     time_scale: float = Model.time_scale
     dtype: Literal["float32", "bfloat16"] = Model.dtype
     remat: bool = Model.remat
@@ -246,7 +235,7 @@ def num_heads(net: UNet | Model, level: int) -> int:
     return net.num_heads or (net.channels * net.channel_mults[level] // net.head_dim if net.head_dim else 1)
 
 
-_MOST = {"patch": 64, "channels": 8192, "blocks": 64, "head_dim": 8192, "norm_groups": 8192, "num_classes": 1_000_000}
+_MOST = {"patch": 64, "channels": 8192, "blocks": 64, "head_dim": 8192, "norm_groups": 8192}
 
 
 def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
@@ -264,15 +253,7 @@ def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
     ...
     ValueError: images of 30x30 cannot be halved 2 times (3 channel_mults); sides must be multiples of 4
     """
-    for field, choices in (
-        ("time_injection", ("add", "scale_shift")),
-        ("resample", ("conv", "resblock")),
-        ("downsample_padding", ("end", "both")),
-        ("frequency_shift", (0, 1)),
-        ("dtype", ("float32", "bfloat16")),
-    ):
-        if getattr(net, field) not in choices:
-            raise ValueError(f"{field} is {getattr(net, field)!r}; it must be one of {', '.join(map(str, choices))}")
+    check_common(net, Model, image_shape, time_scale=(0.01, 100_000))
     if not net.channel_mults or min(net.channel_mults) < 1:
         raise ValueError(f"channel_mults is {net.channel_mults}; it must be one or more positive integers")
     for field, most in _MOST.items():
@@ -297,18 +278,10 @@ def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
             raise ValueError(f"{field} is {value}; it must divide the channels of every level, {widths}")
     if net.num_heads is not None and net.head_dim is not None:
         raise ValueError(f"num_heads is {net.num_heads} and head_dim {net.head_dim}; give one of them")
-    if not 0.01 <= net.time_scale <= 1e5:
-        raise ValueError(f"time_scale is {net.time_scale}; it must be in 0.01..100000")
-    if net.num_classes < 0:
-        raise ValueError(f"num_classes is {net.num_classes}; it must be 0 (unconditional) or more")
-    if not 0.0 <= net.dropout < 1.0:
-        raise ValueError(f"dropout is {net.dropout}; it must be in [0, 1)")
     _check_resolutions(net, image_shape)
 
 
 def _check_resolutions(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise ValueError(f"images have shape {tuple(image_shape)}; it must be (h, w, c), all positive")
     h, w, _ = image_shape
     halvings = len(net.channel_mults) - 1
     unit = net.patch * 2**halvings

@@ -5,27 +5,18 @@ from typing import Annotated, Any
 
 import jax
 
-from jaxdiff.diffusion import Guidance, denoiser
 from jaxdiff.losses import consistency_loss, narrowing
 from jaxdiff.objectives.base import Batch, Objective, Setting, objective_of, seen, time_sampling
-from jaxdiff.objectives.tuned import Tuned
+from jaxdiff.objectives.tuned import Distilled
 from jaxdiff.schema import Between
 
 
 @dataclasses.dataclass(frozen=True)
-class Consistency(Tuned):
+class Consistency(Distilled):
     """A run tuned for sampling in 1 to 4 steps with lcm, see jaxdiff.losses.consistency_loss."""
 
-    teacher: bool = True
-    """Distil that run; false: learn from the images alone."""
-    guidance: Annotated[float, Between(0, 1000)] = 1.0
-    """Classifier-free guidance scale of the teacher; 1 is none."""
     halve_every: Annotated[int, Between(1, 10**9)] = 400
     """Steps after which the gap between the two times is halved, from half of the way to the image on."""
-
-    def runs(self) -> dict[str, str]:
-        """Where training starts, and the teacher."""
-        return super().runs() | ({"teacher": self.start} if self.teacher else {})
 
     def make(self, setting: Setting) -> Objective:
         """The objective."""
@@ -38,17 +29,17 @@ class Consistency(Tuned):
             )
         if setting.weighting is not None:
             raise ValueError("objective consistency has its own weights; leave diffusion.weighting at simple")
-        guidance = None if self.guidance == 1 else Guidance(self.guidance)
 
         def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
             s = seen(setting, params, frozen, batch, keys)
-            teacher = None
-            if self.teacher:
-                away = recipe.null(frozen, len(keys)) if guidance else None
-                teacher = denoiser(recipe, frozen["teacher"], s.cond, guidance=guidance, away=away)
             earlier = narrowing(1 + batch["step"] // self.halve_every)
             how = {"schedule": recipe.schedule, "prediction": recipe.prediction, "earlier": earlier}
-            how |= {"teacher": teacher, "time_sampling": times, "t": batch.get("t"), "cond": s.cond}
+            how |= {
+                "teacher": self.teacher_of(recipe, frozen, s),
+                "time_sampling": times,
+                "t": batch.get("t"),
+                "cond": s.cond,
+            }
             return consistency_loss(s.keys, s.predict, s.x_0, **how)
 
         return objective_of(setting, loss)

@@ -1,6 +1,7 @@
 """MeanFlow: a network of two times that samples in one step or a few, trained from scratch."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -35,14 +36,21 @@ class MeanFlow(ObjectiveOptions):
 
     def make(self, setting: Setting) -> Objective:
         """The objective."""
-        recipe, times = setting.recipe, time_sampling(setting)
-        straight("mean_flow", setting)
-        check_guidance(self.guidance, setting)
+        return two_times("mean_flow", setting, mean_flow_loss, self.guidance, equal=self.equal, power=self.power)
 
-        def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
-            s = seen(setting, params, frozen, batch, keys)
-            how = {"equal": self.equal, "power": self.power, "time_sampling": times, "t": batch.get("t")}
-            how |= {"guidance": self.guidance, "away": recipe.null(frozen, len(keys)), "cond": s.cond}
-            return mean_flow_loss(s.keys, s.predict, s.x_0, **how)
 
-        return objective_of(setting, loss)
+def two_times(
+    name: str, setting: Setting, of: Callable[..., jax.Array], guidance: float, **options: float
+) -> Objective:
+    """The objective of a loss of two times with its options, such as mean_flow_loss."""
+    recipe, times = setting.recipe, time_sampling(setting)
+    straight(name, setting)
+    check_guidance(guidance, setting)
+
+    def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
+        s = seen(setting, params, frozen, batch, keys)
+        how = {**options, "time_sampling": times, "t": batch.get("t"), "cond": s.cond}
+        how |= {"guidance": guidance, "away": recipe.null(frozen, len(keys))}
+        return of(s.keys, s.predict, s.x_0, **how)
+
+    return objective_of(setting, loss)

@@ -1,22 +1,11 @@
 """Shortcut: a network of two times that samples in any power of two of steps, trained from scratch."""
 
 import dataclasses
-from typing import Annotated, Any, ClassVar
-
-import jax
+from typing import Annotated, ClassVar
 
 from jaxdiff.losses import shortcut_loss
-from jaxdiff.objectives.base import (
-    Batch,
-    Objective,
-    ObjectiveOptions,
-    Setting,
-    check_guidance,
-    objective_of,
-    seen,
-    straight,
-    time_sampling,
-)
+from jaxdiff.objectives.base import Objective, ObjectiveOptions, Setting
+from jaxdiff.objectives.mean_flow import two_times
 from jaxdiff.schema import Between
 
 
@@ -35,16 +24,6 @@ class Shortcut(ObjectiveOptions):
 
     def make(self, setting: Setting) -> Objective:
         """The objective."""
-        recipe, times = setting.recipe, time_sampling(setting)
-        straight("shortcut", setting)
-        check_guidance(self.guidance, setting)
         if self.finest & (self.finest - 1):
             raise ValueError(f"objective.finest={self.finest}; it must be a power of two, such as 128")
-
-        def loss(params: Any, frozen: Any, batch: Batch, keys: jax.Array) -> jax.Array:
-            s = seen(setting, params, frozen, batch, keys)
-            how = {"share": self.share, "finest": self.finest, "time_sampling": times, "t": batch.get("t")}
-            how |= {"guidance": self.guidance, "away": recipe.null(frozen, len(keys)), "cond": s.cond}
-            return shortcut_loss(s.keys, s.predict, s.x_0, **how)
-
-        return objective_of(setting, loss)
+        return two_times("shortcut", setting, shortcut_loss, self.guidance, share=self.share, finest=self.finest)

@@ -11,7 +11,7 @@ from jaxdiff.plan.compiling import Compiled, stablehlo_hash
 from jaxdiff.plan.flops import count_flops
 from jaxdiff.plan.largest import Largest, largest_batch
 from jaxdiff.plan.memory import Memory, step_memory
-from jaxdiff.plan.planning import Change, Plan, plan, plans
+from jaxdiff.plan.planning import Change, Plan, plan
 from jaxdiff.plan.report import describe, description, plan_text, plans_json
 from jaxdiff.plan.roofline import Roofline, roofline
 from jaxdiff.plan.utilisation import Utilisation, peak_flops
@@ -37,7 +37,6 @@ __all__ = [
     "peak_flops",
     "plan",
     "plan_text",
-    "plans",
     "plans_json",
     "roofline",
     "stablehlo_hash",

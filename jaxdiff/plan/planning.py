@@ -2,16 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 
-from jaxdiff.assembly.training_program import Images, Program
+from jaxdiff.assembly.assemble import assemble
+from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config
 from jaxdiff.data.description import expect_dataset
 from jaxdiff.errors import UserError
-from jaxdiff.plan.chips import Topology, parse_topology, topology_devices
+from jaxdiff.plan.chips import parse_topology, topology_devices
 from jaxdiff.plan.compiling import Compiled, compile_for
 from jaxdiff.plan.flops import count_flops
 from jaxdiff.plan.largest import Largest, largest_batch
@@ -78,7 +78,7 @@ def plan(
     *,
     batch_per_chip: int | None = None,
     quick: bool = False,
-    images: Images | None = None,
+    images: Any = None,
 ) -> Plan:
     """Compiles the train step of a config for a TPU topology, on any machine, and says what it needs and may reach.
 
@@ -87,7 +87,7 @@ def plan(
       topology: such as "v5e:16x16", or "v5e:16x16@2" for two slices.
       batch_per_chip: in place of train.batch_size: so many images a chip.
       quick: compile this step only: no search for the largest batch, no other settings.
-      images: the data; what TFDS says of config.data unless given.
+      images: the data, or its shape and num_classes; what TFDS says of config.data unless given.
 
     Raises:
       UserError: an unknown topology, one that the config does not fit, or no libtpu to compile with.
@@ -97,28 +97,27 @@ def plan(
         raise UserError("a plan is of parallel.mode=mesh, whose numbers pmap shares; set it to mesh")
     devices = topology_devices(where)
     if batch_per_chip is not None:
-        config = with_batch(config, batch_per_chip * where.chips)
+        config = changed(config, "train.batch_size", batch_per_chip * where.chips)
     if images is None:
         data = config.data
         images = expect_dataset(data.name, data.path, data.split, data.resize)
 
-    def compile_config(config: Config) -> tuple[Program, Compiled]:
-        program = Program(config, images, devices)
-        return program, compile_for(program.lower(), where)
+    def with_setting(name: str, value: Any) -> tuple[Program, Compiled]:
+        """The step with another setting, and what compiling it came to."""
+        other = assemble(changed(config, name, value), images, devices).program
+        return other, compile_for(other.lower(), where)
 
-    program, compiled = compile_config(config)
-    flops, model_flops = step_flops(program), step_flops(Program(without_remat(config), images, devices))
-    largest, changes = None, ()
+    run = assemble(config, images, devices)
+    program, compiled = run.program, compile_for(run.program.lower(), where)
+    flops, model_flops = step_flops(program), step_flops(run.plain())
+    batch_size, largest, changes = config.train.batch_size, None, []
     if not quick:
         unit = config.train.accumulate * where.devices
-        largest = largest_batch(
-            lambda size: compile_config(with_batch(config, size))[1], config.train.batch_size, compiled, unit
-        )
-        changes = tuple(
-            Change(setting, result, step_flops(other))
-            for setting, changed in _changes(config, where)
-            for other, result in [compile_config(changed)]
-        )
+        largest = largest_batch(lambda size: with_setting("train.batch_size", size)[1], batch_size, compiled, unit)
+        fsdp = 1 if config.parallel.fsdp > 1 else where.devices // where.slices
+        for name, value in (("model.remat", not config.model.remat), ("parallel.fsdp", fsdp)):
+            other, result = with_setting(name, value)
+            changes.append(Change(f"{name}={value}", result, step_flops(other)))
     return Plan(
         topology=str(where),
         chips=where.chips,
@@ -126,24 +125,16 @@ def plan(
         slices=where.slices,
         devices=where.devices,
         mesh=dict(program.mesh.shape),
-        batch_size=config.train.batch_size,
+        batch_size=batch_size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)),
         state_bytes=state_bytes(program.abstract),
         flops=flops,
         model_flops=model_flops,
         compiled=compiled,
-        estimate=roofline(compiled, where, flops, model_flops, config.train.batch_size) if compiled.fits else None,
+        estimate=roofline(compiled, where, flops, model_flops, batch_size) if compiled.fits else None,
         largest=largest,
-        changes=changes,
+        changes=tuple(changes),
     )
-
-
-def plans(config: Config, topologies: Iterable[str], **options: Any) -> list[Plan]:
-    """A plan for each topology; the names are checked before anything is compiled."""
-    names = list(topologies)
-    for name in names:
-        parse_topology(name)
-    return [plan(config, name, **options) for name in names]
 
 
 def state_bytes(abstract: Any) -> int:
@@ -159,22 +150,11 @@ def step_flops(program: Program) -> int:
     )
 
 
-def with_batch(config: Config, batch_size: int) -> Config:
-    """The config with another train.batch_size."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch_size))
+def changed(config: Config, name: str, value: Any) -> Config:
+    """The config with another value of GROUP.FIELD.
 
-
-def without_remat(config: Config) -> Config:
-    """The config with model.remat off."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=False))
-
-
-def _changes(config: Config, topology: Topology) -> list[tuple[str, Config]]:
-    """The settings that trade time for memory, each the other way round: (its name, the config with it)."""
-    remat = not config.model.remat
-    fsdp = 1 if config.parallel.fsdp > 1 else topology.devices // topology.slices
-    model, parallel = config.model, config.parallel
-    return [
-        (f"model.remat={remat}", dataclasses.replace(config, model=dataclasses.replace(model, remat=remat))),
-        (f"parallel.fsdp={fsdp}", dataclasses.replace(config, parallel=dataclasses.replace(parallel, fsdp=fsdp))),
-    ]
+    >>> changed(Config(), "train.batch_size", 3).train.batch_size
+    3
+    """
+    group, _, field = name.partition(".")
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})

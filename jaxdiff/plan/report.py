@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.assembly.recipe import open_data
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, times
 from jaxdiff.plan.compiling import Compiled
@@ -23,8 +23,8 @@ _MEASURED = 1e12  # FLOP of a step up to which it is done on a CPU to be timed: 
 
 def describe(config: Config) -> dict[str, Any]:
     """What a config's data are and what its run will cost, for --dry-run: the step is compiled and timed."""
-    source = open_data(config)
-    program = Program(config, source)
+    run = assemble(config)
+    source, program = run.source, run.program
     compiled = program.lower().compile()
     flops, memory = step_flops(program), step_memory(compiled)
     timed = flops <= _MEASURED or jax.default_backend() != "cpu"
@@ -39,7 +39,7 @@ def describe(config: Config) -> dict[str, Any]:
         "memory": {**memory._asdict(), "total": memory.total},
         "devices": jax.device_count(),
         "platform": jax.devices()[0].platform,
-        "times": [round(float(t), 6) for t in times(config, config.sampling)],
+        "times": [round(float(t), 6) for t in times(run.recipe.schedule, config.sampling)],
         "step_seconds": step_s,
         "seconds": step_s and step_s * config.train.steps,
     }

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from jaxdiff.assembly.training_program import Program
-from jaxdiff.config import Config
+from jaxdiff.assembly.assemble import Assembly
 from jaxdiff.plan.chips import CHIPS
-from jaxdiff.plan.planning import step_flops, without_remat
+from jaxdiff.plan.planning import step_flops
 
 _TPUS = {  # what JAX calls them
     "v4": ("TPU v4",),
@@ -40,16 +39,14 @@ class Utilisation:
     again; the peak is bf16's, whatever the run computes in (Chowdhery et al. 2022, PaLM, appendix B).
 
     Args:
-      config: of the run.
-      program: its program.
+      run: what is trained.
     """
 
-    def __init__(self, config: Config, program: Program):
-        devices: list[Any] = list(program.mesh.devices.flat)
+    def __init__(self, run: Assembly):
+        devices: list[Any] = list(run.program.mesh.devices.flat)
         peak, self._full = peak_flops(devices[0].device_kind), None
         if peak is not None:  # tracing the step once more takes a second or two
-            plain = Program(without_remat(config), program.source, devices) if config.model.remat else program
-            self._full = len(devices) * peak * config.train.batch_size / step_flops(plain)
+            self._full = len(devices) * peak * run.train.batch_size / step_flops(run.plain())
 
     def __call__(self, images_per_s: float) -> dict[str, float]:
         """The entry of metrics.jsonl."""

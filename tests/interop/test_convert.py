@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from jaxdiff.assembly.recipe import optimizer_of
+from jaxdiff.assembly.recipe import make_update
 from jaxdiff.commands import main
-from jaxdiff.config import make_schedule
+from jaxdiff.config import flat, make_schedule
 from jaxdiff.config.files import load, read_run
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, read_scheduler, read_unet
@@ -56,7 +56,7 @@ def test_imported_run_is_a_run(tmp_path):
     wanted = jax.eval_shape(
         lambda: init_state(
             jax.tree.map(lambda p: jax.numpy.zeros(p.shape), abstract_params(found.network, (16, 16, 3))),
-            optimizer_of(config),
+            make_update(config.optimizer, config.train.steps, config.model)[0],
         )
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -137,13 +137,13 @@ def test_only_what_the_weights_are_of_is_fixed_until_it_trains(tmp_path):
     assert main(["convert", str(ROOT / "defaults"), str(tmp_path / "run")]) == 0
     config = read_run(tmp_path / "run")
     other = dataclasses.replace(config, seed=3, train=dataclasses.replace(config.train, batch_size=8))
-    check_workdir(other, tmp_path / "run")
+    check_workdir(flat(other), tmp_path / "run")
     model = dataclasses.replace(config.model, channels=16)
     with pytest.raises(UserError, match=r"model\.channels 8 -> 16"):
-        check_workdir(dataclasses.replace(config, model=model), tmp_path / "run")
+        check_workdir(flat(dataclasses.replace(config, model=model)), tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "5").mkdir()
     with pytest.raises(UserError, match=r"seed 0 -> 3, train\.batch_size 16 -> 8"):
-        check_workdir(other, tmp_path / "run")
+        check_workdir(flat(other), tmp_path / "run")
 
 
 def test_config_py_is_the_run_s_config(tmp_path):

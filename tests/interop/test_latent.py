@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from jaxdiff.assembly.recipe import make_objective, make_recipe
+from jaxdiff.assembly.recipe import make_recipe, make_setting
 from jaxdiff.assembly.training_program import example
 from jaxdiff.commands import main
 from jaxdiff.config import Config, Diffusion, validate
@@ -263,7 +263,7 @@ def test_a_run_is_in_the_latents_of_an_autoencoder(vae):
     np.testing.assert_allclose(x, 2 * mean, atol=1e-4)
     assert jax.eval_shape(recipe.decode, recipe.frozen, x).shape == images.shape
     params = jax.eval_shape(recipe.network.init, jax.random.key(0), *example(recipe))
-    loss, keys = make_objective(config, recipe).loss, jax.random.split(jax.random.key(0), 2)
+    loss, keys = config.objective.make(make_setting(config, recipe)).loss, jax.random.split(jax.random.key(0), 2)
     assert jax.eval_shape(loss, params["params"], recipe.frozen, {"image": jnp.asarray(images)}, keys).shape == (2,)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxdiff import Marginal, losses, to_x0_noise
-from jaxdiff.assembly.recipe import make_objective, make_recipe
+from jaxdiff.assembly.recipe import make_recipe, make_setting
 from jaxdiff.config import Config, Diffusion
 from jaxdiff.models import DiT
 from jaxdiff.objectives import Denoising
@@ -115,7 +115,7 @@ def test_learned_uncertainty_finds_the_loss_of_each_noise_level():
     config = Config(model=DiT(), diffusion=Diffusion(prediction="v"), objective=Denoising(uncertainty=True))
     recipe = make_recipe(config, (8, 8, 1))
     codec = recipe.codec._replace(encode=lambda params, image: jnp.full(image.shape, 3.0))
-    objective = make_objective(config, recipe._replace(codec=codec, network=_Zero()))
+    objective = config.objective.make(make_setting(config, recipe._replace(codec=codec, network=_Zero())))
     batch, optimizer = {"image": jnp.zeros((64, 8, 8, 1), jnp.uint8)}, optax.adam(0.1)
 
     def step(carry, key):

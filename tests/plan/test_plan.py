@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxdiff import plan
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly import assemble as assembling
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.commands import main
 from jaxdiff.commands.parser import CONFIGS
 from jaxdiff.config import Config, Data, Model, Train
@@ -40,7 +41,7 @@ def test_the_planned_step_is_the_step_that_train_runs(tmp_path, monkeypatch):
     """The same StableHLO: from a config alone, as the plan makes it, and out of a real job with its data and state."""
     hashes = []
 
-    class Spied(training_job.Program):
+    class Spied(assembling.Program):
         def compiled(self):
             return self._step
 
@@ -49,13 +50,14 @@ def test_the_planned_step_is_the_step_that_train_runs(tmp_path, monkeypatch):
         hashes.append(plan.stablehlo_hash(step.lower(state, batch, key)))
         return state, steps
 
-    monkeypatch.setattr(training_job, "Program", Spied)
+    monkeypatch.setattr(assembling, "Program", Spied)
     monkeypatch.setattr(execution, "run", run)
     config = dataclasses.replace(CONFIG, workdir=str(tmp_path / "run"))
     assert training_job.train(config, 0.0)[0] == 0
-    planned = Program(CONFIG, expect_dataset("digits"), jax.devices())
+    monkeypatch.undo()
+    planned = assemble(CONFIG, expect_dataset("digits"), jax.devices()).program
     assert hashes == [plan.stablehlo_hash(planned.lower())]
-    other = Program(planning.with_batch(CONFIG, 32), expect_dataset("digits"), jax.devices())
+    other = assemble(planning.changed(CONFIG, "train.batch_size", 32), expect_dataset("digits")).program
     assert hashes != [plan.stablehlo_hash(other.lower())]
 
 
@@ -164,7 +166,7 @@ def test_planned_state_bytes_are_those_of_a_count():
     """Parameters, average and two moments in float32, three int32 counters; with fsdp=4, kernels a quarter."""
     for fsdp in (1, 4):
         config = dataclasses.replace(CONFIG, parallel=dataclasses.replace(CONFIG.parallel, fsdp=fsdp))
-        program = Program(config, Expected((8, 8, 1), 10))
+        program = assemble(config, Expected((8, 8, 1), 10)).program
         expected, counters = 0, len([leaf for leaf in jax.tree.leaves(program.abstract) if leaf.shape == ()])
         for leaf in jax.tree.leaves(program.abstract.params):
             split = fsdp if leaf.ndim > 1 and any(n % fsdp == 0 for n in leaf.shape) else 1
@@ -286,7 +288,7 @@ def test_imagenet64_is_the_network_of_adm():
     config = load("imagenet64", CONFIGS)
     images = expect_dataset(config.data.name)
     assert images == ((64, 64, 3), 1000)
-    program = Program(planning.with_batch(config, 8), images)
+    program = assemble(planning.changed(config, "train.batch_size", 8), images).program
     assert sum(leaf.size for leaf in jax.tree.leaves(program.abstract.params)) == 295_905_222
 
 

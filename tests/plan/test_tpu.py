@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from jaxdiff import plan
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config, Data, Model, Parallel, Train
 from jaxdiff.data.description import Expected
 from jaxdiff.parallel import make_mesh
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_reported_as_such():
 def split():
     model = Model(channels=32, channel_mults=(1, 2), blocks=1, attention_resolutions=(4,), dtype="bfloat16")
     config = dataclasses.replace(CONFIG, model=model, parallel=Parallel(fsdp=4))
-    program = Program(config, Expected((8, 8, 3), 0), topology_devices(plan.parse_topology("v5e:2x2")))
+    program = assemble(config, Expected((8, 8, 3), 0), topology_devices(plan.parse_topology("v5e:2x2"))).program
     return program, program.lower().compile()
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config, Data, Model, Train
 from jaxdiff.data.description import Expected
 from jaxdiff.plan import Utilisation, count_flops, peak_flops, utilisation
@@ -20,14 +20,14 @@ CONFIG = Config(
 @pytest.mark.parametrize("remat", [False, True])
 def test_mfu_counts_what_a_step_needs_whatever_it_computes_again(monkeypatch, remat):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, remat=remat))
-    program = Program(config, Expected((4, 4, 1), 0))
-    assert Utilisation(config, program)(100.0) == {}
+    run = assemble(config, Expected((4, 4, 1), 0))
+    assert Utilisation(run)(100.0) == {}
     monkeypatch.setitem(utilisation._GPUS, "cpu", 1e9)
-    plain = Program(CONFIG, Expected((4, 4, 1), 0))
+    plain = assemble(CONFIG, Expected((4, 4, 1), 0)).program
     an_image = count_flops(plain.plain_step, plain.abstract, plain.batch, plain.keys["train"]) / 16
     expected = 5000 * an_image / (1e9 * jax.device_count())
     assert 0.01 < expected < 1
-    assert Utilisation(config, program)(5000.0)["mfu"] == pytest.approx(expected, abs=1e-4)
+    assert Utilisation(run)(5000.0)["mfu"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_peaks_are_a_devices():

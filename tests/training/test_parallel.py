@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxdiff import parallel
-from jaxdiff.assembly.training_program import Program
+from jaxdiff.assembly.assemble import assemble
 from jaxdiff.config import Config, Model, Optimizer, Parallel, Train
 from jaxdiff.errors import UserError
 from jaxdiff.keys import example_keys
@@ -310,7 +310,7 @@ def test_blocks_split_over_a_third_axis_give_the_numbers_of_one_device():
     images = SimpleNamespace(shape=(4, 4, 1), num_classes=2)
     for devices, layout in ((1, Parallel()), (8, Parallel(fsdp=2, tensor=2))):
         config = Config(model=model, optimizer=Optimizer(warmup_steps=0), train=Train(batch_size=8), parallel=layout)
-        program = Program(config, images, jax.devices()[:devices])
+        program = assemble(config, images, jax.devices()[:devices]).program
         shardings = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
         noisy = lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape)  # noqa: E731
         state = jax.jit(program.init)(program.keys["init"])
@@ -349,4 +349,4 @@ def test_blocks_split_over_a_third_axis_give_the_numbers_of_one_device():
 def test_a_third_axis_that_does_not_fit_is_refused(model, layout, right):
     images = SimpleNamespace(shape=(16, 16, 1), num_classes=0)
     with pytest.raises(UserError, match=right):
-        Program(Config(model=model, train=Train(batch_size=24), parallel=layout), images)
+        assemble(Config(model=model, train=Train(batch_size=24), parallel=layout), images)
