@@ -13,7 +13,7 @@ import numpy as np
 from jaxdiff import parallel
 from jaxdiff.assembly.recipe import make_recipe, make_setting, make_update, open_data, user_errors
 from jaxdiff.assembly.training_program import Program, example
-from jaxdiff.config import Config, Data, Sampling, Train, flat, make_conditioner
+from jaxdiff.config import Config, Data, Sampling, Train, flat
 from jaxdiff.config.files import read_run
 from jaxdiff.data.records import Numbering
 from jaxdiff.data.sources import Source
@@ -79,8 +79,7 @@ def assemble(
     Raises:
       UserError: the config does not fit the data or the devices.
     """
-    captioned = make_conditioner(config.diffusion, config.model.num_classes).tokenize is not None
-    reopen = functools.partial(open_data, config.data, captioned, numbering)
+    reopen = functools.partial(open_data, config, numbering)
     source = reopen() if source is None else source
     devices = jax.devices() if devices is None else devices
     recipe = make_recipe(config, source.shape, {"captions": getattr(source, "captions", ())})

@@ -37,13 +37,16 @@ PADDED_STEPS = 1000
 """Steps that one compiled sampling program serves on a continuous schedule; more of them compile another."""
 
 
-def open_data(data: Data, captioned: bool, numbering: Numbering = "natural", **changes: Any) -> Source:
-    """The images that `data` names, with other fields where changes says so; captioned: one without a text is corrupt.
+def open_data(config: Config, numbering: Numbering = "natural", **changes: Any) -> Source:
+    """The images of config.data, checked; fields of `Data` in changes take the place of its own.
+
+    One without a caption counts as corrupt where the conditioner reads captions.
 
     Raises:
       UserError: see `open_dataset`.
     """
-    data = dataclasses.replace(data, **changes)
+    data = dataclasses.replace(config.data, **changes)
+    captioned = make_conditioner(config.diffusion, config.model.num_classes).tokenize is not None
     where = data.name, data.path, data.split, data.resize, data.on_error, data.background, data.allow_empty
     return open_dataset(*where, numbering, captioned)
 

@@ -1,6 +1,5 @@
 """A data set before it is trained on: its contact sheet, as the network will see it, and all files that are bad."""
 
-import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -39,8 +38,7 @@ def check_data(config: Config, out: Place) -> tuple[int, str]:
     Raises:
       UserError: there is nothing to train on.
     """
-    data = dataclasses.replace(config.data, on_error="skip")
-    source = open_data(dataclasses.replace(config, data=data))
+    source = open_data(config, on_error="skip")
     counted = isinstance(source, MemorySource)
     bad = [*source.about.left_out, *(() if counted else source.damaged())]
     pictures.write_png(out, contact_sheet(source))

@@ -45,10 +45,10 @@ class Evaluation:
 
     def __init__(self, arguments: SimpleNamespace):
         self._arguments = arguments
-        self._config = config = read_run(arguments.workdir)
-        path = "" if arguments.data_name else config.data.path
-        self._data = dataclasses.replace(config.data, name=arguments.data_name or config.data.name, path=path)
-        self._reads_text = make_conditioner(config.diffusion, config.model.num_classes).tokenize is not None
+        config = read_run(arguments.workdir)
+        other = {"name": arguments.data_name, "path": ""} if arguments.data_name else {}
+        self._data = dataclasses.replace(config.data, **other)
+        self._config = config = dataclasses.replace(config, data=self._data)
         names = _metrics(arguments.metrics)
         self._metrics = [name for name in names if name in METRICS.members]
         self._kinds = [name for name in names if name in LIKELIHOODS]
@@ -90,7 +90,7 @@ class Evaluation:
         num = self._arguments.bits_num
         if not 2 <= num <= len(test):
             raise UserError(f"--bits-num {num} must lie in 2..{len(test)}, the test images")
-        if self._reads_text:
+        if make_conditioner(self._config.diffusion, classes).tokenize is not None:
             raise UserError(f"{kind}: of runs that are told by text it is not measured")
         if classes and classes != test.num_classes:
             raise UserError(f"{kind}: the model has {classes} classes, and the test images have {test.num_classes}")
@@ -103,7 +103,7 @@ class Evaluation:
     def _open(self, split: str, path: str | None) -> Source:
         data, classes = self._data, self._config.model.num_classes
         numbering = class_numbering(self._arguments.workdir, data.name) if classes else "natural"
-        return open_data(data, self._reads_text, numbering, split=split, path=path or data.path)
+        return open_data(self._config, numbering, split=split, path=path or data.path)
 
     def _test_images(self) -> Source | None:
         """The test split, or what --test-path names; a folder has no splits."""

@@ -104,8 +104,8 @@ class PromptEvaluation:
         self._trained = self._source(model.config.data.split) if "nearest" in metrics else None
 
     def _source(self, split: str) -> Source:
-        data = self._model.config.data
-        return open_data(data, True, split=split, path=self._arguments.data_path or data.path)
+        config = self._model.config
+        return open_data(config, split=split, path=self._arguments.data_path or config.data.path)
 
     def _split(self, name: str) -> Split:
         source, data = self._source(name), self._model.config.data
