@@ -74,8 +74,9 @@ def test_data_are_looked_at_without_training_and_before_it(trained, config, tmp_
     assert capsys.readouterr().out.startswith("24 images, of 4x4 in grey")
     assert sheet.read_bytes() == (trained / "data.png").read_bytes()
     shutil.copytree(read_run(trained).data.path, images)
-    for name in ("a/x.png", "b/y.png", "b/Thumbs.db"):
-        (images / name).write_bytes(b"nonsense")
+    whole = (images / "a" / "0.png").read_bytes()
+    for name, content in (("a/x.png", b"nonsense"), ("b/y.png", whole[:50]), ("b/Thumbs.db", b"")):
+        (images / name).write_bytes(content)
     for limit in (2**31, 0):  # in memory, and read one by one
         monkeypatch.setattr(sources, "MEMORY_LIMIT", limit)
         assert main(["check-data", config, "--data.path", str(images), "--out", str(sheet)]) == 2

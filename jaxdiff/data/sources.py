@@ -233,7 +233,9 @@ class RecordSource:
         if self._on_error == "skip":
             self._records.leave_out(errors.keys())
             self.captions = tuple(texts for index, texts in enumerate(self.captions) if index not in errors)
-            self.about = self.about._replace(left_out=tuple(errors[index] for index in sorted(errors)))
+            self.about = self.about._replace(
+                left_out=(*self.about.left_out, *(errors[index] for index in sorted(errors)))
+            )
         else:
             self.note_corrupt(errors)
 
@@ -258,15 +260,15 @@ class RecordSource:
                 captions[index] = captions[record["record"]]
         return MemorySource(images, labels, self.num_classes, self.substituted, self.about, tuple(captions))
 
-    def damaged(self) -> list[str]:
-        """A line for each record that cannot be decoded; reads them all."""
-        lines = []
+    def read_all(self) -> None:
+        """Settles the records whose pixels cannot be decoded, too; takes the time of reading all."""
+        errors = {}
         for index in range(len(self)):
             try:
                 self._read(index)
             except CorruptImageError as error:
-                lines.append(str(error))
-        return lines
+                errors[index] = str(error)
+        self.settle(errors)
 
     def _read(self, index: int) -> tuple[UInt8[np.ndarray, "h w c"], int]:
         image, label = self._records.read(index, self.shape[-1], self._resize, self._background)

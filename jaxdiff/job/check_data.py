@@ -39,8 +39,9 @@ def check_data(config: Config, out: Place) -> tuple[int, str]:
       UserError: there is nothing to train on.
     """
     source = open_data(config, on_error="skip")
-    counted = isinstance(source, MemorySource)
-    bad = [*source.about.left_out, *(() if counted else source.damaged())]
+    if not (counted := isinstance(source, MemorySource)):
+        source.read_all()
+    bad = source.about.left_out
     pictures.write_png(out, contact_sheet(source))
     h, w, c = source.shape
     lines = [f"{len(source)} images, of {w}x{h} in {'grey' if c == 1 else 'colour'}; some of them in {out}"]
