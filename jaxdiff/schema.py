@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 from jaxdiff.errors import UserError
@@ -55,7 +55,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
         kinds, make = typing.get_type_hints(kind, include_extras=True), typing.cast(type, kind)
         fields = [field.name for field in dataclasses.fields(kind)]
         for key in value.keys() - set(fields):
-            raise UserError(f"unknown field {name + key!r}; did you mean {name + nearest(key, fields)!r}?")
+            raise UserError(f"unknown field {name + key!r}{suggestion(key, fields, lambda near: repr(name + near))}")
         return make(**{key: decode(kinds[key], item, f"{name}{key}.") for key, item in value.items()})
     name, origin, options = name.rstrip("."), typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
@@ -138,10 +138,11 @@ def _ranges(kind: Any) -> list[Between]:
     return [limit for part in typing.get_args(kind) if part is not ... for limit in _ranges(part)]
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The choice that is spelled most like word.
+def suggestion(word: str, choices: Iterable[str], show: Callable[[str], str] = repr) -> str:
+    """What to add to a message about an unknown word: the choice that is spelled like it, "" where none is.
 
-    >>> nearest("train.stepz", ["train.steps", "seed"])
-    'train.steps'
+    >>> suggestion("train.stepz", ["train.steps", "seed"]), suggestion("horse", ["train.steps", "seed"])
+    ("; did you mean 'train.steps'?", '')
     """
-    return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {show(near[0])}?" if near else ""

@@ -1,6 +1,7 @@
 """The shell around the jobs: the boundary of errors, arguments, places, config files, caches and clusters."""
 
 import importlib
+import itertools
 import os
 import sys
 import warnings
@@ -11,13 +12,18 @@ import pytest
 
 from jaxdiff import commands, errors
 from jaxdiff.commands import COMMANDS, exit_code, main, parser
+from jaxdiff.commands.parser import CONFIGS, parse
+from jaxdiff.commands.sample import SampleArguments
 from jaxdiff.config import Config, Data
 from jaxdiff.config.files import expand_paths, load
 from jaxdiff.errors import RunError, UserError, command, program
+from jaxdiff.family import Family
 from jaxdiff.job import sampling as sampling_job
 from jaxdiff.objectives import Consistency
 from jaxdiff.parallel import processes
 from jaxdiff.storage import check_writable, expanded, place
+from jaxdiff.training.checkpoints import report
+from jaxdiff.training.logs import Progress
 
 
 def raising(error):
@@ -90,8 +96,28 @@ def test_every_command_has_its_help_and_a_wrong_one_its_neighbour(capsys):
         assert callable(importlib.import_module(f"jaxdiff.commands.{name.replace('-', '_')}").run)
     assert main(["trian"]) == 2
     assert "did you mean train?" in capsys.readouterr().err
+    assert main(["horse"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"jaxdiff 0.1.0, jax {jax.__version__}, cpu (")
+
+
+def test_the_list_has_every_family_and_config(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("jaxdiff.")]
+    families = [value for module in modules for value in vars(module).values() if isinstance(value, Family)]
+    for name in itertools.chain(*(family.members for family in families), (p.stem for p in CONFIGS.glob("*.py"))):
+        assert any(line.startswith(f"  {name} ") for line in lines), name
+
+
+def test_quiet_leaves_out_progress_and_notes(capsys):
+    for option, shown in (("--quiet", ""), ("--log-level=error", ""), ("--log-level=warning", "n"), ("--seed=0", "pn")):
+        parse(SampleArguments, ["run", option], "sample.py")
+        Progress(0, 10, 1).update(1, 0.5, 1.0)
+        report("note: n")
+        said = capsys.readouterr()
+        assert [bool(said.out), bool(said.err)] == ["p" in shown, "n" in shown]
 
 
 def test_help_lists_the_configs(capsys):

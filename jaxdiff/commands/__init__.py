@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxdiff.errors import UserError, explain, program
-from jaxdiff.schema import nearest
+from jaxdiff.schema import suggestion
 from jaxdiff.storage import cache_folder
 from jaxdiff.streams import lasting
 
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
       began: when the process did, in `time.time` seconds, for a run's account of wall time; now unless given.
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name not in COMMANDS:
-        return exit_code("jaxdiff", lambda: (0, _about(name)))
+    if name not in COMMANDS or rest == ["--list"]:
+        return exit_code("jaxdiff", lambda: (0, _about(name if name not in COMMANDS else "--list")))
     module = importlib.import_module(f"jaxdiff.commands.{name.replace('-', '_')}")
     about = (began,) if name == "train" else ()
     return exit_code(program(name), lambda: module.run(rest, *about))
@@ -47,9 +47,14 @@ def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
 def _about(option: str) -> str:
     if option in ("-h", "--help"):
         listed = "\n".join(f"  {name:<12}{about}" for name, about in COMMANDS.items())
-        return f"usage: jaxdiff COMMAND ...; jaxdiff COMMAND --help lists its options\n\n{listed}\n  --version"
+        usage = "usage: jaxdiff COMMAND ...; jaxdiff COMMAND --help lists its options"
+        return f"{usage}\n\n{listed}\n\n  --version\n  --list      configs, and all that is chosen by name"
+    if option == "--list":
+        from jaxdiff.commands.listing import listing
+
+        return listing()
     if option != "--version":
-        raise UserError(f"unknown command {option}; did you mean {nearest(option, COMMANDS)}?")
+        raise UserError(f"unknown command {option}{suggestion(option, COMMANDS, str)}; see jaxdiff --help")
     import jax
 
     version, devices = importlib.metadata.version("jaxdiff"), jax.devices()

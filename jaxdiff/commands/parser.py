@@ -2,8 +2,9 @@
 
 import ast
 import dataclasses
+import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro import _errors  # no public name gives a wrong argument without a box around it
@@ -13,7 +14,7 @@ from jaxdiff.config.arguments import take_members
 from jaxdiff.config.files import expand_paths, load, load_plugins
 from jaxdiff.errors import UserError, program
 from jaxdiff.parallel import processes
-from jaxdiff.schema import nearest
+from jaxdiff.schema import suggestion
 from jaxdiff.storage import expanded
 
 _PACKAGE = Path(__file__).parents[1]
@@ -43,6 +44,10 @@ class Processes:
     """How many processes there are."""
     process_id: int | None = None
     """Which of them this is, from 0."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say nothing but errors and the closing line."""
+    log_level: Literal["info", "warning", "error"] = "info"
+    """warning leaves out progress, error notes and warnings too."""
 
     def place(self) -> processes.Place:
         """Where this process finds the others."""
@@ -74,7 +79,10 @@ def parse[T](kind: type[T], argv: list[str], program: str, description: str | No
         raise UserError(_line(event, [name.removeprefix("config.") for name in names]))
 
     with _errors.on_parse_error(refuse):
-        return tyro.cli(kind, args=words, prog=program, description=description, **keywords)
+        arguments = tyro.cli(kind, args=words, prog=program, description=description, **keywords)
+    level = "error" if getattr(arguments, "quiet", False) else getattr(arguments, "log_level", "info")
+    logging.getLogger("jaxdiff").setLevel(level.upper())
+    return arguments
 
 
 def parse_config[T: Any](kind: type[T], argv: list[str], name: str) -> T:
@@ -85,8 +93,7 @@ def parse_config[T: Any](kind: type[T], argv: list[str], name: str) -> T:
     plugins = tuple(dict.fromkeys((*config.plugins, *plugins)))
     config = dataclasses.replace(config, workdir=config.workdir or f"runs/{stem}", plugins=plugins)
     config, typed = take_members(config, typed)
-    first_lines = [f"  {path.stem:<28}{_first_line(path)}" for path in sorted(CONFIGS.glob("*.py"))]
-    description = "\n".join([str(kind.__doc__), "", "configs:", *first_lines])
+    description = f"{kind.__doc__}\n\n{config_lines()}"
     arguments = parse(kind, typed, program(name), description, default=kind(config))
     return dataclasses.replace(arguments, config=validate(expand_paths(arguments.config)))
 
@@ -94,6 +101,12 @@ def parse_config[T: Any](kind: type[T], argv: list[str], name: str) -> T:
 def config_file(argv: list[str]) -> str:
     """The CONFIG of a command's arguments."""
     return argv[0] if argv and not argv[0].startswith("-") else "digits"
+
+
+def config_lines() -> str:
+    """The configs, a line each."""
+    lines = (f"  {path.stem:<28}{_first_line(path)}" for path in sorted(CONFIGS.glob("*.py")))
+    return "\n".join(["configs:", *lines])
 
 
 def _first_line(path: Path) -> str:
@@ -107,8 +120,8 @@ def _line(event: _errors.ParseErrorEvent, names: list[str]) -> str:
         option = word.partition("=")[0]
         if not option.startswith("--"):
             return f"unexpected argument {word!r}; see --help"
-        near = nearest(option.removeprefix("--"), names)
-        return f"unknown option {option}; did you mean --{near if '.' in near else near.replace('_', '-')}?"
+        show = lambda near: f"--{near if '.' in near else near.replace('_', '-')}"  # noqa: E731
+        return f"unknown option {option}{suggestion(option.removeprefix('--'), names, show) or '; see --help'}"
     if isinstance(event, _errors.MissingArgs):
         return f"{', '.join(each.arg.display_name() for each in event.missing_arguments)} is missing; see --help"
     argument = getattr(event, "argument", None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxdiff.config import Config, validate
 from jaxdiff.errors import UserError, command
-from jaxdiff.schema import decode, encode, nearest
+from jaxdiff.schema import decode, encode, suggestion
 from jaxdiff.storage import Place, expanded, in_bucket, place
 
 EXPORTED = "model.safetensors"  # what a folder has in place of checkpoints that `jaxdiff export` wrote
@@ -70,8 +70,7 @@ def load(name_or_path: str, folder: Path) -> Config:
     if not path.is_file() and beside.is_file():
         raise UserError(f"no config {name_or_path!r}; did you mean the file {beside}?")
     if not path.is_file():
-        hint = f"; did you mean {nearest(name_or_path, names)!r}? (there are {', '.join(names)})" if names else ""
-        raise UserError(f"no config {name_or_path!r}{hint}")
+        raise UserError(f"no config {name_or_path!r}{suggestion(name_or_path, names)} (there are {', '.join(names)})")
     scope: dict[str, Any] = {"__file__": str(path), "__name__": path.stem}
     _execute(path, scope)
     if not isinstance(scope.get("config"), Config):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxdiff.training.logs import shown
+
 _LOOK_S = 0.1  # between two looks at the thread
 _TIMED_STEPS = 16  # from so many on, a step is timed beforehand
 
@@ -30,7 +32,7 @@ def draw_batches(
     starts: list[float] = []  # of batches
     pace: list[float] = []  # seconds of a step
     failed: list[BaseException] = []
-    watched = sys.stderr.isatty()
+    watched = shown() and sys.stderr.isatty()
 
     def work() -> None:
         try:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import importlib.util
-import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +34,8 @@ from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
 from jaxdiff.storage import check_writable
+from jaxdiff.training.checkpoints import report
+from jaxdiff.training.logs import shown
 
 
 class Evaluation:
@@ -76,7 +77,7 @@ class Evaluation:
         self._extractor = choose(self._arguments.features, self._train.shape)
         classes = self._config.model.num_classes
         if classes and classes != self._train.num_classes:
-            self._say(
+            report(
                 f"the model has {classes} classes and the data {self._train.num_classes}: "
                 "samples are of every class of the model, as often"
             )
@@ -114,7 +115,7 @@ class Evaluation:
         except UserError as error:
             if given or self._kinds:
                 raise
-            self._say(f"no floor: {error}")
+            report(f"no floor: {error}")
             return None
 
     def run(self) -> str:
@@ -175,7 +176,7 @@ class Evaluation:
         if self._test is None:
             return None
         if len(self._test) < self._arguments.num:
-            self._say(f"no floor: {len(self._test)} test images, fewer than --num {self._arguments.num}")
+            report(f"no floor: {len(self._test)} test images, fewer than --num {self._arguments.num}")
             return None
         return Score("test", 0, 0.0, "", 0, 0, 1.0, "", 0, self._arguments.num, reference, 0.0, {}, DEFINITIONS)
 
@@ -207,12 +208,8 @@ class Evaluation:
         self._file.put(bits)
         return bits
 
-    def _say(self, line: str) -> None:
-        if jax.process_index() == 0:
-            print(line, file=sys.stderr)
-
     def _track(self, parts: Sequence[Any], what: str) -> Any:
-        return track(parts, what, console=Console(stderr=True), disable=jax.process_index() != 0)
+        return track(parts, what, console=Console(stderr=True), disable=jax.process_index() != 0 or not shown())
 
 
 def _sha256(text: str) -> str:

@@ -26,7 +26,7 @@ from jaxdiff.keys import purpose_key
 from jaxdiff.models.winograd import prepared
 from jaxdiff.parallel import make_mesh
 from jaxdiff.schedules import Schedule
-from jaxdiff.schema import nearest
+from jaxdiff.schema import suggestion
 from jaxdiff.storage import place
 from jaxdiff.training.checkpoints import report, restore_with_meta
 from jaxdiff.training.snapshots import reconstruct
@@ -255,7 +255,7 @@ def with_sampling(base: Sampling, asked: Mapping[str, Any]) -> Sampling:
     names = [field.name for field in dataclasses.fields(Sampling)]
     for name in asked:
         if name not in names:
-            raise UserError(f"sampling has no {name!r}; did you mean {nearest(name, names)!r}?")
+            raise UserError(f"sampling has no {name!r}{suggestion(name, names)}")
     for field in ("sampler", "guidance_rule", "spacing", "threshold"):
         options, name, given = options_field(field), asked.get(field), {}
         if name not in (None, getattr(base, field)):

@@ -45,8 +45,8 @@ __all__ = ["CheckpointError", "Checkpoints", "restore", "restore_with_meta"]
 
 
 def report(line: str) -> None:
-    """Print a line on stderr, from process 0 alone."""
-    if jax.process_index() == 0:
+    """Print a line on stderr, from process 0 alone; none where the logger jaxdiff is set to ERROR."""
+    if jax.process_index() == 0 and logging.getLogger("jaxdiff").isEnabledFor(logging.WARNING):
         print(line, file=sys.stderr, flush=True)
 
 

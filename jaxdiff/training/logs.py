@@ -1,6 +1,7 @@
 """The log of a run: all its loggers as one, and the progress on the terminal."""
 
 import datetime
+import logging
 import shutil
 import sys
 import tempfile
@@ -83,6 +84,7 @@ class Progress:
     """A bar with loss, images a second and the time left; where the output is no terminal, a line every LINE_S seconds.
 
     A line has the time of day and the mean loss since the line before; the first and the last step have one always.
+    Nothing is shown unless `shown`.
 
     Args:
       first: steps already done.
@@ -98,7 +100,7 @@ class Progress:
         self._first, self._steps, self._batch_size = first, steps, batch_size
         self._mean, self._printed = Mean(), 0.0
         self._bar = None
-        if sys.stderr.isatty():
+        if shown() and sys.stderr.isatty():
             columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
             self._bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
             self._task = self._bar.add_task("starting", total=steps, completed=first)
@@ -109,6 +111,8 @@ class Progress:
         rate = f"  {images_per_s:.0f} images/s" if images_per_s else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"loss {loss:.4f}{rate}")
+        if not shown():
+            return
         self._mean.add(loss)
         due = step in (self._first + 1, self._steps) or time.monotonic() - self._printed >= LINE_S
         left = (self._steps - step) * self._batch_size / images_per_s if images_per_s else 0.0
@@ -125,6 +129,11 @@ class Progress:
         """Leaves the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def shown() -> bool:
+    """Whether progress is: unless the logger "jaxdiff" of Python's logging is set to WARNING or above."""
+    return logging.getLogger("jaxdiff").level < logging.WARNING
 
 
 def clock_time(seconds: float) -> str:

@@ -1,0 +1,25 @@
+"""Any folder of pictures, such as a few hundred photos, at 32x32; sized for a CPU.
+
+uv run jaxdiff check-data photos --data.path FOLDER     # bad files, and data.png: what the network will see
+uv run train.py photos --data.path FOLDER               # a grid in runs/photos/samples every two minutes
+uv run sample.py runs/photos
+"""
+
+from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
+from jaxdiff.models import Hourglass
+
+config = Config(
+    data=Data(name="folder", resize=32, flip=True),
+    model=Hourglass(widths=(48, 96, 192), blocks=(1, 1, 3)),
+    diffusion=Diffusion(schedule="flow", prediction="flow", time_sampling="logit_normal"),
+    optimizer=Optimizer(name="adam", learning_rate=1e-3, warmup_steps=100, schedule="linear"),
+    train=Train(
+        steps=4000,
+        batch_size=64,
+        checkpoint_every="3m",
+        log_every=50,
+        sample_every="2m",
+        ema_decay=0.998,
+    ),
+    sampling=Sampling(sampler="dpmpp_2m", steps=16),
+)
