@@ -5,7 +5,7 @@
     uv run sample.py runs/photos
 
 2.8 M parameters, 256,000 presentations at 198 images a CPU second (AMD EPYC): 22 minutes of CPU time, so 11 on two idle
-cores at best; the first grid came 2 min 36 s after the start on two busy ones. It has not been trained to its end by us.
+cores at best; the first grid came 2 min 36 s after the start on two busy ones. Not trained to its end by us.
 Sub-folders are not told apart unless --model.num_classes says how many classes they are. A few hundred pictures are
 learnt by heart: what is drawn resembles them.
 """
