@@ -47,16 +47,10 @@ def folder(tmp_path_factory):
     before = [dict(table) for table in tables]
     folder = tmp_path_factory.mktemp("adding")
     (folder / "own.py").write_text("\n\n".join(code for language, code in BLOCKS if language == "python"))
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    caching = {option: getattr(jax.config, option) for option in options}
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.chdir(folder))
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    with contextlib.chdir(folder):
         (commands,) = (code for language, code in BLOCKS if language == "sh")
         codes = [main(shlex.split(line)[1:]) for line in commands.splitlines()]
         yield folder, codes, [set(table) - set(old) for table, old in zip(tables, before, strict=True)]
-    for option, value in caching.items():
-        jax.config.update(option, value)
     for table, old in zip(tables, before, strict=True):
         table.clear()
         table.update(old)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
@@ -40,19 +41,6 @@ config = Config(
     sampling=Sampling(steps=3, guidance=1.5),
 )
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The command line's own compilation cache, in a folder of these tests: equal programs compile once."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {option: getattr(jax.config, option) for option in options}
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("cache")
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        yield cache
-    for option, value in before.items():
-        jax.config.update(option, value)
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +96,13 @@ def _refusal(capsys, code=2):
     return lines[0]
 
 
-def test_a_run_leaves_what_it_should(trained, config, compiled_once, capsys):
+def test_a_run_leaves_what_it_should(trained, config, capsys):
     assert read_run(trained).train.steps == 4
     assert list(_metrics(trained)) == [1, 2, 3, 4]
     assert any(p.name.startswith("events.out.tfevents") for p in trained.iterdir())
     with Image.open(trained / "samples" / "step_0000004.png") as grid:
         assert grid.size == (8 * 34 + 2, 2 * 34 + 2)  # a row a class
     assert int(restore(trained).step) == 4
-    assert any((compiled_once / "jaxdiff" / "xla").iterdir())
 
     assert _train(config, trained) == 0  # done already
     closing = capsys.readouterr().out.splitlines()
@@ -475,12 +462,23 @@ def test_a_ragged_last_batch_compiles_nothing(trained):
         jax.monitoring.clear_event_listeners()
 
 
-def test_other_steps_eta_guidance_or_seeds_are_the_same_program(trained, tmp_path, compiled_once):
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A compilation cache that nobody else writes to."""
+    reset_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    yield tmp_path / "jaxdiff" / "xla"
+    monkeypatch.undo()
+    reset_cache()
+    commands.use_compilation_cache()
+
+
+def test_other_steps_eta_guidance_or_seeds_are_the_same_program(trained, tmp_path, own_cache):
     """Equal programs are found in the cache, where each program has one entry."""
 
     def entries(*options):
         _npz(trained, tmp_path / "a.npz", "--num", "8", *options)
-        return len(list((compiled_once / "jaxdiff" / "xla").glob("jit_run-*-cache")))
+        return len(list(own_cache.glob("jit_run-*-cache")))
 
     before = entries("--eta", "0.5")
     assert entries("--eta", "0.25", "--steps", "5", "--guidance", "2", "--seed", "3") == before > 0

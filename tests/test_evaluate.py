@@ -62,16 +62,10 @@ def run(tmp_path_factory):
     for name, n in (("train", 200), ("t10k", 100)):
         write_idx(folder / f"{name}-images-idx3-ubyte", rng.integers(0, 256, (n, 28, 28)))
         write_idx(folder / f"{name}-labels-idx1-ubyte", np.minimum(np.arange(n) % 20, 9))  # half are of class 9
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {option: getattr(jax.config, option) for option in options}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        diffusion, sampling = Diffusion(num_steps=20), Sampling(steps=2)
-        data = Data(name="fashion_mnist", path=str(folder))
-        config = Config(data=data, model=TINY, diffusion=diffusion, sampling=sampling)
-        yield save_run(tmp_path_factory.mktemp("runs"), config, (28, 28, 1))
-    for option, value in before.items():
-        jax.config.update(option, value)
+    diffusion, sampling = Diffusion(num_steps=20), Sampling(steps=2)
+    data = Data(name="fashion_mnist", path=str(folder))
+    config = Config(data=data, model=TINY, diffusion=diffusion, sampling=sampling)
+    return save_run(tmp_path_factory.mktemp("runs"), config, (28, 28, 1))
 
 
 def scores(run, kind="scores"):

@@ -38,8 +38,6 @@ METRICS = ("--train.evaluate-metrics", "fid", "sw", "validation_loss")
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A config file of 104 grey images of 4x4 in two classes, and 24 held-out ones."""
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {option: getattr(jax.config, option) for option in options}
     folder = tmp_path_factory.mktemp("data")
     for part, n, seed in (("train", 104, 0), ("held_out", 24, 1)):
         for i, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (n, 4, 4), np.uint8)):
@@ -47,11 +45,7 @@ def config(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "train"), held_out=str(folder / "held_out")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield str(folder / "tiny.py")
-    for option, value in before.items():
-        jax.config.update(option, value)
+    return str(folder / "tiny.py")
 
 
 def train(config, workdir, *options):

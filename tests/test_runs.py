@@ -32,14 +32,6 @@ config = Config(
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Equal programs compile once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A config file whose data are 2 classes of 12 grey images."""

@@ -31,7 +31,6 @@ def digits(tmp_path_factory):
     small += " --diffusion.prediction v"
     short = "--train.steps 2 --train.checkpoint_every 1 --train.batch_size 8 --train.sample_every 0 --sampling.steps 3"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.chdir(folder)
         assert main(shlex.split(f"train digits {small} {short}")) == 0
         ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

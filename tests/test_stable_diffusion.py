@@ -1,6 +1,5 @@
 """Text to image: whole pipelines against what diffusers drew (scripts/make_latent_fixtures.py), and the command."""
 
-import functools
 import importlib
 import json
 import shutil
@@ -23,14 +22,9 @@ SHAPE = (8, 8, 4)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Optimising these programs takes XLA longer than running them; the user's compilation cache is left alone."""
+def on_one_device():
     with pytest.MonkeyPatch.context() as patch:
-        fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-        patch.setattr(jax, "jit", fast)
         patch.setattr(sampling_job, "make_mesh", one_device)
-        for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-            patch.setenv(name, "")
         yield
 
 
@@ -133,10 +127,7 @@ def test_a_folder_with_eulers_scheduler(folder, drawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_same(folder, drawn, tmp_path, monkeypatch):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_two_processes_draw_the_same(folder, drawn, tmp_path):
     out = tmp_path / "two.npz"
     words = ["--prompt", "a red horse", "--negative-prompt", "blurry", "--out", str(out), "--seed", "3"]
     options = [str(folder), "--num", "3", "--batch-size", "2", "--steps", "3", "--guidance", "2", *words]

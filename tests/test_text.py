@@ -1,7 +1,6 @@
 """Text to image, trained here: the conditioner text, its encoder, the hourglass, and prompts in sample.py."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +47,9 @@ CONFIG = validate(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_fast():
-    """Optimising these programs takes XLA longer than running them; the user's compilation cache is left alone."""
+def on_one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0}))
         patch.setattr(sampling_job, "make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
-        for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-            patch.setenv(name, "")
         yield
 
 

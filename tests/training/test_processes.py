@@ -116,13 +116,7 @@ def config(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     (folder / "tiny.py").write_text(CONFIG.format(path=str(folder / "images")))
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {option: getattr(jax.config, option) for option in options}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield str(folder / "tiny.py")
-    for option, value in before.items():
-        jax.config.update(option, value)
+    return str(folder / "tiny.py")
 
 
 @pytest.fixture
