@@ -6,6 +6,9 @@ import tempfile
 import traceback
 from pathlib import Path
 
+# What reads and writes buckets; its errors are seldom OSErrors with a number.
+_CLIENTS = {"botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec"}
+
 
 class UserError(ValueError):
     """Wrong input from outside (a config, a file, an argument): one line, what is wrong and what would be right.
@@ -19,6 +22,21 @@ class RunError(RuntimeError):
 
     The entry points print it on stderr and exit with code 1; what was saved stays as it is.
     """
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error and what caused it, outermost first."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+def of_a_bucket(error: BaseException) -> bool:
+    """Whether it came from a library that reads and writes buckets: no answer, no credentials, no such place."""
+    return any(type(link).__module__.partition(".")[0] in _CLIENTS for link in chain(error))
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -36,6 +54,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 75, "stopped; run the same command again"
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror.lower()}"
+    if of_a_bucket(error):
+        return 1, f"{text[:300] or type(error).__name__}; see docs/launch for what a bucket needs"
     if isinstance(error, MemoryError):
         return 1, f"out of memory; work on fewer images at a time ({text})"
     if "RESOURCE_EXHAUSTED" in text:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from botocore.exceptions import ClientError, ConnectTimeoutError
+from gcsfs.retry import HttpError
+from s3fs.errors import translate_boto_error
 
 from jaxdiff import commands, errors
 from jaxdiff.commands import COMMANDS, exit_code, main, parser
@@ -44,6 +47,13 @@ def raising(error):
         (RuntimeError("Unable to initialize backend 'tpu': none"), 2, "JAX_PLATFORMS=cpu is not to be had here"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 1"), 1, "out of device memory"),
         (KeyboardInterrupt(), 75, "stopped; run the same command again"),
+        (ConnectTimeoutError(endpoint_url="https://b/run"), 1, 'Connect timeout on endpoint URL: "https://b/run"; see'),
+        (
+            translate_boto_error(ClientError({"Error": {"Code": "403", "Message": "no"}}, "get")),
+            1,
+            "no; see docs/launch",
+        ),
+        (HttpError({"code": 401, "message": "Anonymous caller"}), 1, "Anonymous caller, 401; see docs/launch"),
     ],
 )
 def test_whatever_ends_a_command_is_one_line(error, code, line, capsys):

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 
+from jaxdiff.errors import chain, of_a_bucket
+
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -12,16 +14,6 @@ STATUS = {
     "OUT_OF_RANGE": "a file is cut short",
     "DATA_LOSS": "a file is damaged",
 }  # TensorStore's words for it open a paragraph
-
-
-def chain(error: BaseException) -> list[BaseException]:
-    """An error and what caused it, outermost first."""
-    links: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in links:
-        links.append(link)
-        link = link.__cause__ or link.__context__
-    return links
 
 
 def _code(error: BaseException) -> int | None:
@@ -43,6 +35,8 @@ def kind(error: BaseException) -> str:
         return "hopeless"
     if re.search(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b", text):
         return "flaky"
+    if code is None and of_a_bucket(error):  # without an answer nothing is known of the files
+        return {FileNotFoundError: "corrupt", PermissionError: "hopeless"}.get(type(error), "flaky")
     return "corrupt" if code is None or code in MISSING else "flaky"
 
 

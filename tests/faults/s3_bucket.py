@@ -4,6 +4,7 @@ TensorStore knows Amazon's own addresses only, over TLS; so PORT is a proxy that
 (moto), whose certificate is signed by the authority that is written to CA_FILE once all is ready.
 """
 
+import contextlib
 import socket
 import ssl
 import sys
@@ -24,7 +25,9 @@ def serve(authority: trustme.CA) -> int:
     authority.issue_cert(*HOSTS).configure_cert(context)
     s3_backends["123456789012"]["aws"].create_bucket("bucket", "us-east-1")  # moto's account
     application = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, application, threaded=True, ssl_context=context)
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    # Shaken hands with in each connection's thread: a client killed before that must not keep all others waiting.
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server.server_port
 
@@ -51,8 +54,10 @@ def pass_on(source: socket.socket, target: socket.socket) -> None:
     except OSError:
         pass
     finally:
-        source.close()
-        target.close()
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for the other way, as closing does not
+            end.close()
 
 
 if __name__ == "__main__":

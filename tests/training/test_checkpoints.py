@@ -14,14 +14,17 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from botocore.exceptions import ClientError, ConnectTimeoutError
+from fsspec.exceptions import FSTimeoutError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
+from s3fs.errors import translate_boto_error
 
 from jaxdiff import parallel
 from jaxdiff.errors import UserError
 from jaxdiff.training import checkpoint_files as reading
-from jaxdiff.training import checkpoints, integrity
+from jaxdiff.training import checkpoints, integrity, storage_faults
 from jaxdiff.training.optimizer import make_optimizer
 from jaxdiff.training.state import TrainState, init_state
 
@@ -296,6 +299,20 @@ def failing(monkeypatch):
     monkeypatch.setattr(ocp, "AsyncCheckpointer", Failing)
     monkeypatch.setattr(checkpoints, "PATIENCE_S", 0.0)
     return Failing
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectTimeoutError(endpoint_url="https://b/run"), "flaky"),
+        (FSTimeoutError(), "flaky"),
+        (translate_boto_error(ClientError({"Error": {"Code": "403", "Message": "no"}}, "get")), "hopeless"),
+        (translate_boto_error(ClientError({"Error": {"Code": "404", "Message": "no"}}, "get")), "corrupt"),
+        (ValueError("no JSON"), "corrupt"),
+    ],
+)
+def test_a_store_that_does_not_answer_condemns_no_checkpoint(error, kind):
+    assert storage_faults.kind(error) == kind
 
 
 def test_a_flaky_store_is_tried_again(failing, tmp_path):
