@@ -244,7 +244,7 @@ def autoencoder(config: Mapping[str, Any]) -> tuple[Autoencoder, dict[str, Any],
     c, problems = fill(config, ("AutoencoderKL", "FlaxAutoencoderKL"), defaults, _VAE_ONLY)
     channels, levels = _widths(c, problems)
     for option, only in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if list(c[option]) != [only] * levels:
+        if c[option] not in ([only] * levels, (only,) * levels):
             problems.append(f"{option}={c[option]!r} (only {only}, one a width)")
     if not isinstance(c["scaling_factor"], int | float) or not c["scaling_factor"] > 0:
         problems.append(f"scaling_factor={c['scaling_factor']!r} (only a positive number)")
@@ -301,10 +301,14 @@ def _widths(c: Mapping[str, Any], problems: list[str]) -> tuple[int, int]:
 
 
 def _attends(c: Mapping[str, Any], levels: int, problems: list[str]) -> tuple[bool, ...]:
-    down, up = list(c["down_block_types"]), list(c["up_block_types"])[::-1]
+    both = [c["down_block_types"], c["up_block_types"]]
+    down, up = (list(kinds) if isinstance(kinds, list | tuple) else [kinds] for kinds in both)
+    up.reverse()
     attends = [kind == "CrossAttnDownBlock2D" for kind in down]
     same = attends == [kind == "CrossAttnUpBlock2D" for kind in up]
-    known = {*down, *up} <= {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
+    known = all(
+        kind in ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D") for kind in down + up
+    )
     if not same or not known or len(down) != levels:
         problems.append(
             f"blocks {down} and {up[::-1]} (only CrossAttnDownBlock2D and DownBlock2D, one a width, and the same up)"
