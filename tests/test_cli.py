@@ -548,5 +548,5 @@ def test_the_users_own_settings_of_the_cache_win(monkeypatch):
 
 
 def test_every_config_of_the_repository_is_valid():
-    for path in CONFIGS.glob("*.py"):
-        validate(load(path.stem, CONFIGS))
+    found = {path.stem: validate(load(path.stem, CONFIGS)) for path in CONFIGS.glob("*.py")}
+    assert "digits" in found and all(config.data.name for config in found.values())

@@ -301,15 +301,13 @@ def _widths(c: Mapping[str, Any], problems: list[str]) -> tuple[int, int]:
 
 
 def _attends(c: Mapping[str, Any], levels: int, problems: list[str]) -> tuple[bool, ...]:
-    both = [c["down_block_types"], c["up_block_types"]]
+    both = (c["down_block_types"], c["up_block_types"])
     down, up = (list(kinds) if isinstance(kinds, list | tuple) else [kinds] for kinds in both)
-    up.reverse()
+    up = up[::-1]
     attends = [kind == "CrossAttnDownBlock2D" for kind in down]
     same = attends == [kind == "CrossAttnUpBlock2D" for kind in up]
-    known = all(
-        kind in ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D") for kind in down + up
-    )
-    if not same or not known or len(down) != levels:
+    known = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    if not same or any(kind not in known for kind in down + up) or len(down) != levels:
         problems.append(
             f"blocks {down} and {up[::-1]} (only CrossAttnDownBlock2D and DownBlock2D, one a width, and the same up)"
         )
