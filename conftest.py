@@ -1,5 +1,6 @@
 """Settings of every test and doctest: eight simulated CPUs, no silent rank promotion, programs compiled once."""
 
+import gc
 import os
 import tempfile
 
@@ -17,10 +18,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", os.environ["XDG_CACHE_HOME"] + "/jaxdiff/xla")  # the commands' own
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+gc.set_threshold(100_000, 20, 50)  # tracing makes many objects; looking them over took a tenth of the time
+
 hypothesis.settings.register_profile("jaxdiff", deadline=None, derandomize=True)  # the first example compiles
 hypothesis.settings.load_profile("jaxdiff")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Two for the whole suite, most of which is compiling on one core; none where files are named, to start at once."""
-    return 2 if config.args == config.getini("testpaths") and config.option.markexpr == "not slow" else 0
+    """Two for either part of the suite, most of which is compiling on one core; none where files are named."""
+    return 2 if config.args == config.getini("testpaths") else 0
