@@ -198,7 +198,7 @@ def test_home_is_expanded_by_one_rule(monkeypatch, tmp_path):
     sample, evaluate = (importlib.import_module(f"jaxdiff.commands.{name}") for name in ("sample", "evaluate"))
     assert parser.parse(sample.SampleArguments, ["~/r", "--out", "~/p.png"], "sample").out == "/home/me/p.png"
     asked = parser.parse(evaluate.EvaluateArguments, ["~/r", "--test-path=~/t", "--features", "~/f.pth"], "evaluate")
-    assert (asked.workdir, asked.test_path, asked.features) == ("/home/me/r", "/home/me/t", "/home/me/f.pth")
+    assert (*asked.workdir, asked.test_path, asked.features) == ("/home/me/r", "/home/me/t", "/home/me/f.pth")
     for home in ("", "relative"):
         monkeypatch.setenv("HOME", home)
         with pytest.raises(UserError, match="no home folder"):

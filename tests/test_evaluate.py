@@ -73,10 +73,11 @@ def scores(run, kind="scores"):
 
 
 def command(run, *options):
-    return main(["evaluate", str(run), "--num", "100", "--batch-size", "64", "--metrics", "fid,precision", *options])
+    runs = map(str, run if isinstance(run, tuple) else (run,))
+    return main(["evaluate", *runs, "--num", "100", "--batch-size", "64", "--metrics", "fid,precision", *options])
 
 
-def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
+def test_table_scores_and_plot_and_going_on(run, tmp_path, capsys, monkeypatch):
     assert command(run, "--steps", "2") == 0
     table = capsys.readouterr().out
     assert "| test (floor) | | |" in table and "| ddim | 2 | 2 |" in table and "n = 100" in table
@@ -92,6 +93,13 @@ def test_table_scores_and_plot_and_going_on(run, capsys, monkeypatch):
     assert [(cell.sampler, cell.steps) for cell in drawn] == [("euler", 2), ("euler", 3), ("ddim", 3)]
     assert [score for score in scores(run) if score in (floor, cell)] == [floor, cell]
     assert len(scores(run)) == 5
+
+    capsys.readouterr()
+    shutil.copytree(run, other := tmp_path / "other")
+    assert command((run, other), "--steps", "2,3") == 0
+    fid = f"{cell['values']['fid']:.4g}"
+    assert f"| ddim | 2 | 1 | {cell['grid']} | 0 | fid | {fid} | {fid} | {fid} ± 0 |" in capsys.readouterr().out
+    assert len(drawn) == 3 and main(["evaluate"]) == 2
 
 
 def test_numbers_of_other_definitions_are_measured_anew(run, tmp_path):

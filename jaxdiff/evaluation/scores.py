@@ -1,7 +1,8 @@
 """A number and everything it depends on; what does not compare is refused."""
 
 import dataclasses
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.measure import METRICS
@@ -167,6 +168,31 @@ def table(scores: Sequence[Score], floor: Score | None) -> str:
             f"Weights {common.what} of step {common.step}, EMA {common.ema}; guidance {common.guidance:g}, "
             f"{common.grid}, seed {common.seed}."
         )
+    return "\n".join(lines) + "\n"
+
+
+def runs_table(runs: Mapping[str, Sequence[Score]]) -> str:
+    """A Markdown table over several runs: a row a way to sample and metric, with the mean and spread over the runs.
+
+    Args:
+      runs: by name, the scores of each that are to be compared.
+
+    Raises:
+      UserError: the scores do not compare; see `check_comparable`.
+    """
+    check_comparable([score for scores in runs.values() for score in scores])
+    found: dict[tuple[object, ...], dict[str, float]] = {}
+    for run, scores in runs.items():
+        for score in scores:
+            for name in (name for name in METRICS.members if name in score.values):
+                way = score.sampler, score.steps, f"{score.guidance:g}", score.grid, score.seed, name
+                found.setdefault(way, {})[run] = score.values[name]
+    names = "sampler", "steps", "guidance", "grid", "seed", "metric", *runs, "mean ± standard deviation"
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    for way, values in found.items():
+        each, known = [f"{values[run]:.4g}" if run in values else "" for run in runs], list(values.values())
+        spread = f"{statistics.mean(known):.4g} ± {statistics.stdev(known):.2g}" if len(known) > 1 else ""
+        lines.append(f"| {' | '.join([*map(str, way), *each, spread])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.scores import Bits, Score, identity
+from jaxdiff.evaluation.scores import DEFINITIONS, Bits, Score, identity
 from jaxdiff.pictures import write_whole
 from jaxdiff.schema import decode
 from jaxdiff.storage import Place
@@ -37,6 +37,12 @@ class ScoreFile:
     def find(self, like: Any) -> Any:
         """The measurement of the same thing in the same way, or None."""
         return next((row for row in self._rows if type(row) is type(like) and identity(row) == identity(like)), None)
+
+    def samples(self, n: int, step: int | None = None) -> list[Score]:
+        """The scores of n samples of a step, the newest unless given, by today's definitions."""
+        rows = [row for row in self._rows if type(row) is Score and row.sampler and row.n == n]
+        step = max((row.step for row in rows), default=0) if step is None else step
+        return [row for row in rows if row.step == step and row.definitions == DEFINITIONS]
 
     def put(self, row: Any) -> None:
         """Keeps a measurement in place of an older one of the same thing, on disk before this returns."""

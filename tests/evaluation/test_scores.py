@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxdiff.errors import UserError
-from jaxdiff.evaluation.scores import Reference, Score, check_comparable, identity, table
+from jaxdiff.evaluation.scores import Reference, Score, check_comparable, identity, runs_table, table
 
 REFERENCE = Reference("fashion_mnist", "train", 60_000, "none", "classifier 1234", "abcd")
 SCORE = Score(
@@ -43,6 +43,16 @@ def test_table_says_what_its_numbers_depend_on():
     assert lines[3] == "| ddim | 10 | 10 | 12.35 | 0.5 ± 0.01 | 50 |"
     for fact in ("n = 1000", "60000 images", "split train", "abcd", "resize: none", "step 500", "EMA 0.99", "seed 0"):
         assert fact in text
+
+
+def test_several_runs_have_their_mean_and_spread_in_one_table():
+    runs = {name: [dataclasses.replace(SCORE, values={"fid": fid})] for name, fid in (("a", 10.0), ("b", 14.0))}
+    runs["c"] = [dataclasses.replace(SCORE, steps=20, values={"kid": 0.5})]
+    _, _, *rows = runs_table(runs).splitlines()
+    assert rows == [
+        "| ddim | 10 | 1 | trailing | 0 | fid | 10 | 14 |  | 12 ± 2.8 |",
+        "| ddim | 20 | 1 | trailing | 0 | kid |  |  | 0.5 |  |",
+    ]
 
 
 def test_identity_is_all_but_what_came_out():
