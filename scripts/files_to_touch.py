@@ -4,7 +4,8 @@
     uv run python scripts/files_to_touch.py COMMIT     # as it was
 
 Of each family the first commit that added a name to its table, once that was there, and the files of jaxdiff/ that it
-touched. Then the functions with a parameter `config`, and those of them that give a config back, by module.
+touched. Then the functions with a parameter `config`, and those of them that give a config back, by module; those of
+interop/ are of other projects' configs, and not counted.
 """
 
 import ast
@@ -66,7 +67,7 @@ if __name__ == "__main__":
         print(f"| {table} | {commit or 'none since'} | {', '.join(shown.decode().split())} |")
     rooms, returns = Counter[str](), 0
     with tarfile.open(fileobj=io.BytesIO(git("archive", end, "jaxdiff"))) as tar:
-        for member in (m for m in tar if m.name.endswith(".py")):
+        for member in (m for m in tar if m.name.endswith(".py") and "/interop/" not in m.name):
             tree = ast.parse(tar.extractfile(member).read())  # type: ignore
             for node in filter(takes_config, ast.walk(tree)):
                 rooms[member.name.removeprefix("jaxdiff/")] += 1

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,18 +57,15 @@ class Parts(NamedTuple):
       hooks: what else happens, after the checkpoint where it is at the same step.
       measured: (step, the values of a line of the log) -> what is added to the line.
       about: () -> what is saved beside every state, JSON.
-      early: what else happens before the checkpoint, which keeps what it found.
-      owed: one of them that is to be called before the first step: the start before did not come to it.
-      finished: whether the run is to end before its last step.
+      evaluations: an `Evaluations`, a hook's call before the checkpoint, which keeps what it found; it says whether it is `owed` at the
+        first step, where the start before did not come to it, and whether the run is `finished` before its last one.
     """
 
     batches: Iterator[Batch]
     hooks: list[Hook]
     measured: Callable[[int, dict[str, Any]], dict[str, Any]]
     about: Callable[[], dict[str, Any]]
-    early: Sequence[Hook] = ()
-    owed: Hook | None = None
-    finished: Callable[[], bool] = lambda: False
+    evaluations: Any = None
 
 
 class Job(NamedTuple):
@@ -158,22 +155,24 @@ def execute(job: Job, workdir: Place, began: float, stop: StopRequest, profile: 
             calls_traced = -(-profile // train.steps_per_call)
             trace = stack.enter_context(closing(Profile(Path(workdir, "profile"), calls_traced, report)))
             hooks.insert(0, Hook(1, trace, "call", span="productive"))
-        left = first < train.steps and not parts.finished()
+        measure = parts.evaluations
+        finished = lambda: bool(measure and measure.finished)  # noqa: E731
+        left = first < train.steps and not finished()
         counts = calls(first, train.steps, train.steps_per_call, hooks)
         ahead = _checked(parts.batches, workdir)
         batches = ((count, program.place(list(itertools.islice(ahead, count)))) for count in counts)
         state, step = _compile(program, restored, job.given, clock, left)
-        if left and parts.owed:
-            with clock(parts.owed.span):
-                parts.owed.call(first, {"skipped": skipped}, state)
-            left = not parts.finished()
+        if left and measure and measure.owed(first):
+            with clock("evaluation"):
+                measure(first, {"skipped": skipped}, state)
+            left = not finished()
         state, done = run(
             state,
             step,
             batches,
             program.keys["train"],
             hooks,
-            lambda step: checkpoints.check() or parts.finished() or stop.after(),
+            lambda step: checkpoints.check() or finished() or stop.after(),
             steps=train.steps if left else first,
             batch_size=train.batch_size,
             clock=clock,
@@ -238,7 +237,8 @@ def _hooks(
     if progress:
         show = lambda step, values, _: progress.update(step, values["loss"], values["images_per_s"])  # noqa: E731
         hooks.append(Hook(1, show, "metrics"))
-    hooks += parts.early
+    if parts.evaluations:
+        hooks.append(Hook(parts.evaluations.every, parts.evaluations, on_stop=False, span="evaluation"))
     hooks.append(Hook(make_cadence(train.checkpoint_every), save, on_stop=True, span="checkpoint"))
     if train.keep_every:
         hooks.append(Hook(train.keep_every, save, at_end=False, span="checkpoint"))

@@ -145,13 +145,10 @@ def _job(
         if run.recipe.draws:
             drawn = _pictures(run, workdir, start.log)
             hooks = [Hook(make_cadence(train.sample_every), drawn, on_stop=False, span="sampling")]
-        parts = Parts(substitutes.counted(ahead, start.first) if substitutes else ahead, hooks, measured, about)
-        if not evaluations:
-            return parts
-        evaluations.begin(workdir, start.meta.get("evaluations", []), start.log, start.describe, start.stack)
-        measure = Hook(evaluations.every, evaluations, on_stop=False, span="evaluation")
-        owed = measure if evaluations.owed(start.first) else None
-        return parts._replace(early=(measure,), owed=owed, finished=lambda: bool(evaluations and evaluations.finished))
+        if evaluations:
+            evaluations.begin(workdir, start.meta.get("evaluations", []), start.log, start.describe, start.stack)
+        batches = substitutes.counted(ahead, start.first) if substitutes else ahead
+        return Parts(batches, hooks, measured, about, evaluations)
 
     return Job(run.program, train, run.learning_rate, check, record, f"```json\n{text}\n```", begin)
 

@@ -326,9 +326,7 @@ def make_optimizer(
     clip_norm: float = 1.0,
     name: str = "adamw",
     options: Mapping[str, Any] = {},
-    schedule: str = "constant",
-    schedule_options: Mapping[str, Any] = {},
-    steps: int | None = None,
+    **schedule: Any,
 ) -> GradientTransformation:
     """Clip the global norm, then an optimizer of `OPTIMIZERS`, at the rate of `make_learning_rate`.
 
@@ -339,9 +337,7 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient, > 0 (inf: no clipping).
       name: of the optimizer.
       options: its own.
-      schedule: of the learning rate, a name of `LEARNING_RATES`.
-      schedule_options: its own.
-      steps: of the run, for the schedules that end.
+      **schedule: schedule, schedule_options and steps, as `make_learning_rate` takes them.
 
     Returns:
       An optax transformation whose state depends on the parameters' structure alone.
@@ -364,7 +360,7 @@ def make_optimizer(
     ):
         if not legal:
             raise ValueError(f"{argument}={value} is out of range; it must be {bound}")
-    rate = make_learning_rate(learning_rate, warmup_steps, schedule, schedule_options, steps)
+    rate = make_learning_rate(learning_rate, warmup_steps, **schedule)
 
     def traced(count: Any) -> Float[Array, ""]:
         return rate(jnp.asarray(count))
