@@ -21,7 +21,7 @@ from jaxdiff.diffusion import Recipe
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation.extractors import digest
 from jaxdiff.models import DiT
-from jaxdiff.objectives import Objective, Setting
+from jaxdiff.objectives import Objective, ObjectiveOptions, Setting
 from jaxdiff.schema import encode
 from jaxdiff.training.checkpoints import restore
 
@@ -86,7 +86,7 @@ def assemble(
     check_data(config, recipe, source.num_classes, len(devices))
     mesh = parallel.make_mesh(config.parallel.fsdp, devices, config.parallel.tensor)
     loaded = {name: _average(flat(config), Path(run)) for name, run in config.objective.runs().items()}
-    config = _noted(config, loaded)
+    config = dataclasses.replace(config, objective=_noted(config.objective, loaded))
     begun = loaded.pop("start", None)
 
     def make_params(key: jax.Array) -> Any:
@@ -162,20 +162,20 @@ def _with(fresh: Any, begun: Any) -> Any:
     return {name: _with(new, begun[name]) if name in begun else new for name, new in fresh.items()}
 
 
-def _noted(config: Config, loaded: dict[str, Any]) -> Config:
-    """The config with the digest of the parameters that it begins with.
+def _noted(objective: ObjectiveOptions, loaded: dict[str, Any]) -> ObjectiveOptions:
+    """The options with the digest of the parameters that training begins with.
 
     Raises:
       UserError: they are not what they were when the run began.
     """
     if "start" not in loaded:
-        return config
+        return objective
     leaves = jax.tree_util.tree_leaves_with_path(loaded["start"])
     found = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
-    known = getattr(config.objective, "digest", "")
+    known = getattr(objective, "digest", "")
     if known not in ("", found):
         raise UserError(f"objective.start: its average is not the one that the run began with ({found}, not {known})")
-    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, digest=found))
+    return dataclasses.replace(objective, **{"digest": found})
 
 
 _SAME = (

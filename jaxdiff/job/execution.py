@@ -57,8 +57,8 @@ class Parts(NamedTuple):
       hooks: what else happens, after the checkpoint where it is at the same step.
       measured: (step, the values of a line of the log) -> what is added to the line.
       about: () -> what is saved beside every state, JSON.
-      evaluations: an `Evaluations`, a hook's call before the checkpoint, which keeps what it found; it says whether it is `owed` at the
-        first step, where the start before did not come to it, and whether the run is `finished` before its last one.
+      evaluations: an `Evaluations`, called before the checkpoint, which keeps what it found. It says whether it is
+        `owed` at the first step, where the start before did not come to it, and whether the run is `finished`.
     """
 
     batches: Iterator[Batch]
