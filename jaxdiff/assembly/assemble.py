@@ -83,6 +83,8 @@ def assemble(
     source = reopen() if source is None else source
     devices = jax.devices() if devices is None else devices
     recipe = make_recipe(config, source.shape, {"captions": getattr(source, "captions", ())})
+    setting = make_setting(config, recipe)
+    optimizer, learning_rate = make_update(config.optimizer, config.train.steps, config.model)
     check_data(config, recipe, source.num_classes, len(devices))
     mesh = parallel.make_mesh(config.parallel.fsdp, devices, config.parallel.tensor)
     loaded = {name: _average(flat(config), Path(run)) for name, run in config.objective.runs().items()}
@@ -106,11 +108,9 @@ def assemble(
     if recipe.conditioner.tokenize is not None:
         tokens = {name: table for name, table in recipe.conditioner.tokenize([""]).items() if name != "cut"}
         batch |= {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in tokens.items()}
-    setting = make_setting(config, recipe)
     with user_errors():
         objective = config.objective.make(setting)
     how = {"seed": config.seed, "frozen": {**recipe.frozen, **loaded}, "mesh": mesh}
-    optimizer, learning_rate = make_update(config.optimizer, config.train.steps, config.model)
     parts = make_params, objective, optimizer, batch
     program = Program(*parts, config.train, config.parallel, **how)
     return Assembly(

@@ -100,10 +100,7 @@ def adafactor(
     weight_decay: float,
     mask: Mask,
     /,
-    decay_rate: float = 0.8,
-    clipping_threshold: float = 1.0,
     min_dim_size_to_factor: int = 128,
-    multiply_by_parameter_scale: bool = True,
     momentum: float | None = None,
 ) -> GradientTransformation:
     """Adafactor, second moments by rows and columns (Shazeer and Stern 2018, Algorithms 4 and 5).
@@ -114,10 +111,7 @@ def adafactor(
 
     return optax.adafactor(
         rate,
-        decay_rate=decay_rate,
-        clipping_threshold=clipping_threshold,
         min_dim_size_to_factor=min_dim_size_to_factor,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
         momentum=momentum,
         weight_decay_rate=(lambda count: weight_decay * rate(count)) if weight_decay else None,
         weight_decay_mask=mask,
@@ -133,8 +127,6 @@ def muon(
     ns_steps: int = 5,
     nesterov: bool = True,
     consistent_rms: float | None = None,
-    adam_b1: float = 0.9,
-    adam_b2: float = 0.999,
 ) -> GradientTransformation:
     """Muon, the orthogonalised momentum of matrices (Jordan et al. 2024); all other leaves by Adam at the same rate.
 
@@ -157,8 +149,6 @@ def muon(
         ns_steps=ns_steps,
         nesterov=nesterov,
         consistent_rms=consistent_rms,
-        adam_b1=adam_b1,
-        adam_b2=adam_b2,
         weight_decay=weight_decay,
         weight_decay_mask=mask,
         muon_weight_dimension_numbers=dimensions,
