@@ -12,15 +12,10 @@ from jaxtyping import Int32, UInt8
 
 from jaxdiff.data.captions import Captions
 from jaxdiff.data.decoding import Colour, CorruptImageError, Size, colour
-from jaxdiff.data.records import (
-    FolderRecords,
-    IdxRecords,
-    Numbering,
-    Records,
-    check_class_names,
-    open_digits,
-    open_tfds,
-)
+from jaxdiff.data.folder import FolderRecords
+from jaxdiff.data.idx import IdxRecords
+from jaxdiff.data.records import Numbering, Records, check_class_names
+from jaxdiff.data.tfds import open_digits, open_tfds
 from jaxdiff.data.webdataset import WebdatasetRecords
 from jaxdiff.errors import UserError
 from jaxdiff.family import Family

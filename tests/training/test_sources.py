@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from jaxdiff.data import sources
 from jaxdiff.data.decoding import CorruptImageError
 from jaxdiff.data.digits_tfds import JaxdiffDigits
-from jaxdiff.data.records import FASHION_MNIST_FOLDER
+from jaxdiff.data.idx import FASHION_MNIST_FOLDER
 from jaxdiff.data.sources import MemorySource, RecordSource, open_dataset
 from jaxdiff.errors import UserError
 
