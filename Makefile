@@ -1,5 +1,5 @@
 # The one command is `make check`: everything CI checks, in the order of how fast it fails.
-.PHONY: check lint types imports docs test parity benchmarks format
+.PHONY: check lint types imports docs test lock parity benchmarks format
 
 check: lint types imports docs test
 
@@ -18,6 +18,9 @@ docs:  ## the site, in site/; a broken link or reference fails
 
 test:  ## tests and doctests
 	uv run pytest
+
+lock:  ## constraints.txt: versions that go together, changed where pyproject.toml asks for others; remove it for newer ones
+	uv pip compile -q pyproject.toml --universal --extra cuda --no-header --no-annotate -o constraints.txt
 
 format:  ## rewrites what `lint` can mend
 	uv run ruff check --fix

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import jaxtyping
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import jaxdiff as jd
 
@@ -49,6 +51,15 @@ def test_every_module_has_a_page():
     modules = {f"jaxdiff.{p.stem}" for p in children if not p.name.startswith("_")}
     assert modules
     assert modules <= shown
+
+
+def test_constraints_pin_what_is_asked_for_and_name_no_host():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.partition(" ;")[0].split("==") for line in lines)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for wanted in map(Requirement, (*project["dependencies"], *project["optional-dependencies"]["cuda"])):
+        assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), wanted
+    assert not any("/" in line for line in lines)
 
 
 def test_changelog_starts_with_the_version_of_the_package():

@@ -22,7 +22,7 @@ def test_the_wheel_trains_and_samples_in_an_empty_folder(tmp_path):
     run(uv, "build", "--wheel", "--out-dir", tmp_path, cwd=ROOT)
     run(uv, "venv", "--python", "3.12", venv, cwd=ROOT)
     (wheel,) = tmp_path.glob("jaxdiff-*.whl")
-    run(uv, "pip", "install", "--python", venv, wheel, cwd=ROOT)
+    run(uv, "pip", "install", "--python", venv, wheel, "-c", "constraints.txt", cwd=ROOT)  # as the Dockerfile does
     jaxdiff, python = venv / "bin" / "jaxdiff", venv / "bin" / "python"
     assert run(jaxdiff, "--version", cwd=folder).startswith("jaxdiff ")
     assert "Handwritten digits" in run(python, "-m", "jaxdiff", "train", "--help", cwd=folder)
