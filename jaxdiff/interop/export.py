@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdiff.diffusion import Recipe
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names, safetensors
 from jaxdiff.interop.diffusers import replace_time_kernel
@@ -101,6 +102,51 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
         "resnet_time_scale_shift": "scale_shift" if network.time_injection == "scale_shift" else "default",
         "num_class_embeds": network.num_classes + 1 if network.num_classes else None,
     }
+
+
+def refuse_unmapped(recipe: Recipe) -> None:
+    """Raises UserError, with the reason, unless a `DDPMPipeline` of diffusers computes what the recipe's model does."""
+    told = {*recipe.conditioner.spec, *recipe.extra_cond} - {"label"}
+    if not isinstance(recipe.network, UNet):
+        raise UserError(f"diffusers has no network like {type(recipe.network).__name__}; train with --model unet")
+    if recipe.frozen or told or recipe.learned_variance:
+        what = "latents" if recipe.frozen else f"a network told {', '.join(sorted(told)) or 'to say the variance, too'}"
+        raise UserError(f"DDPMPipeline has no {what}")
+    unet_config(recipe.network, recipe.shape)
+    scheduler_config(recipe.schedule, recipe.prediction)
+
+
+_CARD = """---
+library_name: diffusers
+---
+
+`DDPMPipeline` draws this model without its classes, of which there are {classes}; this draws with them:
+
+```py
+import torch
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("{folder}")
+unet, scheduler = pipeline.unet, pipeline.scheduler
+labels = torch.arange(16) % {classes}
+nothing, guidance = torch.full_like(labels, {classes}), {guidance:g}
+x = torch.randn(16, {c}, {h}, {w})
+scheduler.set_timesteps(50)
+with torch.no_grad():
+    for t in scheduler.timesteps:
+        told, untold = (unet(x, t, class_labels=kind).sample for kind in (labels, nothing))
+        x = scheduler.step(untold + guidance * (told - untold), t, x).prev_sample
+images = (x / 2 + 0.5).clamp(0, 1)
+```
+"""
+
+
+def write_card(folder: Path, classes: int, guidance: float, shape: tuple[int, int, int]) -> None:
+    """Writes README.md: how diffusers draws classes of a model that `export_pipeline` wrote."""
+    h, w, c = shape
+    (folder / "README.md").write_text(
+        _CARD.format(folder=folder.name, classes=classes, guidance=guidance, h=h, w=w, c=c)
+    )
 
 
 def export_pipeline(

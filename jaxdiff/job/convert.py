@@ -16,6 +16,7 @@ from jaxdiff.config import Config, Data, Diffusion, Model, Sampling, Train, make
 from jaxdiff.config.files import to_json
 from jaxdiff.errors import UserError
 from jaxdiff.interop import Imported, export_pipeline, names, read_openai, read_scheduler, read_unet
+from jaxdiff.interop.export import refuse_unmapped, write_card
 from jaxdiff.interop.openai import openai_diffusion, unknown_network
 from jaxdiff.interop.schedulers import Scheduler, refuse_other_counts, scheduler_file, scheduler_from_config
 from jaxdiff.interop.weights import read_file
@@ -205,7 +206,12 @@ def export_run(workdir: Path, folder: Path, to: str) -> list[str]:
     if to == "safetensors":
         return [f"{export_model(model, folder, picture=False)}, of {workdir}"]
     config, shape = model.config, model.image_shape
+    refuse_unmapped(model.recipe)
     params = jax.tree.map(np.asarray, model.params)
     fields = {"out_channels": shape[-1], **vars(config.model)}
     export_pipeline(fields, params, shape, make_schedule(config.diffusion), config.diffusion.prediction, folder)
-    return [f"{type(config.model).__name__} of step {model.step} (EMA) of {workdir} in {folder}"]
+    done = f"{type(config.model).__name__} of step {model.step} (EMA) of {workdir} in {folder}"
+    if not config.model.num_classes:
+        return [done]
+    write_card(folder, config.model.num_classes, config.sampling.guidance, shape)
+    return [f"note: DDPMPipeline draws it without classes; {folder / 'README.md'} says how to draw with them", done]

@@ -12,6 +12,9 @@ import numpy as np
 from jaxdiff.assembly.assemble import assemble
 from jaxdiff.assembly.training_program import Program
 from jaxdiff.config import Config, times
+from jaxdiff.diffusion import Recipe
+from jaxdiff.errors import UserError
+from jaxdiff.interop.export import refuse_unmapped
 from jaxdiff.plan.compiling import Compiled
 from jaxdiff.plan.memory import step_memory
 from jaxdiff.plan.planning import Change, Plan, step_flops
@@ -40,9 +43,19 @@ def describe(config: Config) -> dict[str, Any]:
         "devices": jax.device_count(),
         "platform": jax.devices()[0].platform,
         "times": [round(float(t), 6) for t in times(run.recipe.schedule, config.sampling)],
+        "not_in_diffusers": _not_in_diffusers(run.recipe),
         "step_seconds": step_s,
         "seconds": step_s and step_s * config.train.steps,
     }
+
+
+def _not_in_diffusers(recipe: Recipe) -> str:
+    """Why `jaxdiff convert --to diffusers` will refuse the run; "" where it will not."""
+    try:
+        refuse_unmapped(recipe)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _step_seconds(program: Program, compiled: Any, count: int) -> float:
@@ -80,6 +93,7 @@ def description(config: Config, facts: dict[str, Any]) -> str:
             f"time        {took}",
             "memory      {} MiB of arguments + {} outputs + {} temporaries = {} a device".format(*mebibytes),
             f"devices     {facts['devices']} {facts['platform']}",
+            f"export      {facts['not_in_diffusers'] or 'to diffusers, too: jaxdiff convert --to diffusers'}",
             f"time grid   {config.sampling.steps} steps, {config.sampling.spacing}: "
             + " ".join(f"{t:.3f}" for t in facts["times"]),
         )

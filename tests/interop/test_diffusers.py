@@ -1,5 +1,7 @@
 """UNet2DModel: outputs recorded from diffusers by scripts/make_interop_fixtures.py; and what does not fit."""
 
+import ast
+import contextlib
 import json
 import re
 import shutil
@@ -14,12 +16,15 @@ from flax import serialization
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.assembly.recipe import make_recipe
+from jaxdiff.config import Config, Diffusion, Model
 from jaxdiff.errors import UserError
 from jaxdiff.interop import export_unet, names, read_unet
 from jaxdiff.interop import safetensors as ours
 from jaxdiff.interop.diffusers import abstract_params, unet_fields
-from jaxdiff.interop.export import unet_config
-from jaxdiff.models import UNet
+from jaxdiff.interop.export import refuse_unmapped, unet_config, write_card
+from jaxdiff.models import DiT, UNet
+from jaxdiff.objectives import Hybrid, MeanFlow
 
 ROOT = Path(__file__).parent.parent / "fixtures" / "interop"
 NETWORKS = sorted(path.name for path in ROOT.iterdir() if path.is_dir())
@@ -309,3 +314,29 @@ def test_damaged_safetensors_are_refused(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.safetensors"):
         ours.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"model": DiT(width=8, depth=1, num_heads=2)}, "no network like DiTModule"),
+        ({"diffusion": Diffusion(schedule="flow")}, "discrete schedule of 1000 steps"),
+        ({"objective": Hybrid()}, "told to say the variance"),
+        ({"objective": MeanFlow(), "diffusion": Diffusion(schedule="flow", prediction="flow")}, "told r"),
+        ({"model": Model(channels=32, channel_mults=(1, 2), attention_resolutions=())}, "model.norm_groups=8"),
+    ],
+)
+def test_what_diffusers_lacks_is_known_before_training(changes, words):
+    recipe = make_recipe(Config(**{"model": Model(attention_resolutions=(8,)), **changes}), (16, 16, 3))
+    with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():
+        refuse_unmapped(recipe)
+
+
+def test_classes_are_drawn_in_diffusers_as_the_folder_says(tmp_path):
+    """The code was run with torch by hand; here it is Python, of the model's sizes."""
+    write_card(tmp_path, 10, 1.5, (8, 6, 3))
+    text = (tmp_path / "README.md").read_text()
+    code = text.partition("```py\n")[2].partition("```")[0]
+    ast.parse(code)
+    assert "torch.randn(16, 3, 8, 6)" in code and "torch.full_like(labels, 10), 1.5" in code
