@@ -27,21 +27,7 @@ _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", 
 PICTURES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 PICTURES |= {".heic", ".heif", ".hif", ".jp2", ".jxl", ".pbm", ".pgm", ".ppm", ".psd", ".svg", ".tga", *_RAW}
 """Endings of pictures, also of those that are not read: such a file is meant, and named where it cannot be."""
-_OTHERS = {
-    ".txt",
-    ".caption",
-    ".json",
-    ".jsonl",
-    ".csv",
-    ".tsv",
-    ".xml",
-    ".html",
-    ".md",
-    ".yaml",
-    ".db",
-    ".ini",
-    ".log",
-}
+_OTHERS = {".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".html", ".md", ".yaml", ".db", ".ini"}
 _OTHERS |= {
     ".log",
     ".mp4",
