@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdiff import schedules
-from jaxdiff.assembly.assemble import check_data
+from jaxdiff.assembly.assemble import check_fit
 from jaxdiff.assembly.recipe import make_recipe
 from jaxdiff.config import Config, Model, Optimizer, Sampling, Train, flat, make_schedule, validate
 from jaxdiff.config.files import changed_fields, from_json, load, read_run, to_json
@@ -181,7 +181,7 @@ def test_flat_names_are_the_fixed_ones():
 
 def test_a_config_that_does_not_fit_the_images_or_devices_is_refused():
     def check(config, shape, classes, devices):
-        check_data(config, make_recipe(config, shape), classes, devices)
+        check_fit(config, make_recipe(config, shape), classes, devices)
 
     def refusal(config, shape=(8, 8, 1), classes=10, devices=8):
         with pytest.raises(UserError) as error:

@@ -273,7 +273,7 @@ def test_a_teacher_is_an_argument_of_the_step_and_no_constant_of_it(dots, tmp_pa
         losses.append(
             float(np.ravel(program.step(first, program.place([batch()]), program.keys["train"])[1]["loss"])[0])
         )
-    assert made.record["objective"]["digest"] and encode(from_json(to_json(made.record))) == made.record
+    assert made.config_json["objective"]["digest"] and encode(from_json(to_json(made.config_json))) == made.config_json
     with pytest.raises(UserError, match="not the one that the run began with"):
         assemble(
             dataclasses.replace(config, objective=dataclasses.replace(objective, digest="0" * 16)),

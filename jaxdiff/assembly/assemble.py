@@ -43,7 +43,7 @@ class Assembly(NamedTuple):
       data: settings of the data.
       train: of the loop.
       sampling: of the pictures.
-      record: what config.json says: the config, with the digests of what it takes from other runs.
+      config_json: what the file says: the config, with the digests of what it takes from other runs.
     """
 
     source: Any
@@ -59,7 +59,7 @@ class Assembly(NamedTuple):
     data: Data
     train: Train
     sampling: Sampling
-    record: dict[str, Any]
+    config_json: dict[str, Any]
 
 
 def assemble(
@@ -85,7 +85,7 @@ def assemble(
     recipe = make_recipe(config, source.shape, {"captions": getattr(source, "captions", ())})
     setting = make_setting(config, recipe)
     optimizer, learning_rate = make_update(config.optimizer, config.train.steps, config.model)
-    check_data(config, recipe, source.num_classes, len(devices))
+    check_fit(config, recipe, source.num_classes, len(devices))
     mesh = parallel.make_mesh(config.parallel.fsdp, devices, config.parallel.tensor)
     loaded = {name: _average(flat(config), Path(run)) for name, run in config.objective.runs().items()}
     config = dataclasses.replace(config, objective=_noted(config.objective, loaded))
@@ -131,7 +131,7 @@ def assemble(
     )
 
 
-def check_data(config: Config, recipe: Recipe, num_classes: int, num_devices: int) -> None:
+def check_fit(config: Config, recipe: Recipe, num_classes: int, num_devices: int) -> None:
     """Refuses a config that does not fit the data's classes or the devices.
 
     Raises:

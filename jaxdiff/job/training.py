@@ -73,11 +73,11 @@ def train(
             raise UserError("diffusion.codec=autoencoder has no weights; name their diffusion.codec_options.folder")
         evaluations = Evaluations(run) if parse_every(run.train.evaluate_every) else None
         processes.agree({"the data's fingerprint": run.source.fingerprint})
-        workdir, steps = place(run.record["workdir"]), run.train.steps
+        workdir, steps = place(run.config_json["workdir"]), run.train.steps
         begun = steps_in(directory_of(workdir))
         given = {} if begun else initial_leaves(*run.init, run.program.abstract.params)
         with owned(workdir):
-            changed = check_workdir(flat(run.record), workdir, allowed) if jax.process_index() == 0 else {}
+            changed = check_workdir(flat(run.config_json), workdir, allowed) if jax.process_index() == 0 else {}
             processes.barrier("the workdir is process 0's")
             job = _job(run, workdir, evaluations, allowed, origin, changed)
             outcome = execute(job._replace(given=given), workdir, began, stop, profile)
@@ -97,7 +97,7 @@ def _job(
     changed: dict[str, tuple[Any, Any]],
 ) -> Job:
     """The run, to be executed."""
-    source, train, text = run.source, run.train, to_json(run.record)
+    source, train, text = run.source, run.train, to_json(run.config_json)
 
     def check(done: int, meta: dict[str, Any]) -> None:
         before = meta.get("fingerprint")
