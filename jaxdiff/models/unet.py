@@ -139,21 +139,7 @@ class UNet(nn.Module):
         *,
         dropout_keys: Keys = None,
     ) -> Float[Array, "batch h w out_channels"]:
-        """Predict.
-
-        Args:
-          x: noisy images, in about [-1, 1] at t = 0.
-          t: noise time in [0, 1], one an image.
-          cond: conditions by name, see `jaxdiff.models.conditions`; integers alone are labels, floats alone a text.
-            A label if and only if there are classes; one beyond the last gives NaN.
-          dropout_keys: one key an example; None turns dropout off.
-
-        Returns:
-          The prediction, float32.
-
-        Raises:
-          ValueError: sizes that do not fit (see `check`); t not [batch]; conditions missing, unknown or misshapen.
-        """
+        """Predict, see `NetworkOptions.module`."""
         check(self, x.shape[1:])
         cond = conditions.by_name(cond)
         conditions.check_names(cond, self.num_classes)
