@@ -60,8 +60,8 @@ def unchecked_types(monkeypatch):
 
 
 def test_every_network_has_options_here():
-    """EDM2's takes labels alone."""
-    assert OPTIONS.keys() | {"edm2"} == NETWORKS.members.keys()
+    """EDM2's takes labels alone, and two towers draw nothing."""
+    assert OPTIONS.keys() | {"edm2", "two_towers"} == NETWORKS.members.keys()
     with pytest.raises(ValueError, match="text"):
         EDM2(channels=4, num_classes=3).check((8, 8, 3), ["label", "text"])
     assert all(type(options) is NETWORKS.members[name] for name, options in OPTIONS.items())
