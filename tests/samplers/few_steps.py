@@ -85,7 +85,7 @@ def flow(name: str, num_steps: int = 3000, end: float = 14.0) -> Callable:
         x_0, noise = data.predict(y, jd.Marginal(jnp.cos(phi), jnp.sin(phi)))
         return -0.5 / jnp.cosh(lam) * (jnp.cos(phi) * noise - jnp.sin(phi) * x_0)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})  # it runs for long
     def solve(y, start):
         h = (end - start) / num_steps
 

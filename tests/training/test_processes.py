@@ -299,10 +299,10 @@ def test_a_process_that_does_not_come_is_no_reason_to_wait_for_ever(start, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-SLOW = (  # process 1 compiles 40 s longer than process 0: more than the 30 s after which Gloo gives up
+SLOW = (  # process 1 compiles 33 s longer than process 0: more than the 30 s after which Gloo gives up
     "import sys, time; from jaxdiff.assembly.training_program import Program; from jaxdiff.commands import main\n"
     "compiled = Program.compiled\n"
-    "Program.compiled = lambda self: (time.sleep(40 if sys.argv[-1] == '1' else 0), compiled(self))[1]\n"
+    "Program.compiled = lambda self: (time.sleep(33 if sys.argv[-1] == '1' else 0), compiled(self))[1]\n"
     "raise SystemExit(main(['train', *sys.argv[1:]]))"
 )
 
@@ -316,7 +316,7 @@ def test_one_process_may_compile_for_longer_than_gloo_waits(start, alone, tmp_pa
 
 @pytest.mark.slow
 def test_a_process_that_never_comes_to_the_first_step_ends_the_job(start, tmp_path):
-    impatient = "from jaxdiff.parallel import processes; processes.COMPILE_SECONDS = 3\n" + SLOW
+    impatient = "from jaxdiff.parallel import processes; processes.COMPILE_SECONDS = 3\n" + SLOW.replace("33", "9")
     job = start(2, 1, command=("-c", impatient))
     assert job.wait(120)[0] == 1, job.text(0)
     assert "not all processes came within 3 s to: the step is compiled (0); start the job again" in job.text(0)
