@@ -90,7 +90,12 @@ class DiT(NetworkOptions):
         ValueError: patch is 4; it must divide the sides of the images, 30x32
         """
         ranges = {"patch": (1, 64), "width": (4, 16384), "depth": (1, 1000), "num_heads": (1, 1024)}
-        ranges |= {"mlp_ratio": (1, 64), "registers": (0, 1024), "time_scale": (0.01, 100_000)}
+        ranges |= {
+            "mlp_ratio": (1, 64),
+            "registers": (0, 1024),
+            "time_scale": (0.01, 100_000),
+            "num_classes": (0, 1_000_000),
+        }
         check_common(self, DiT, shape, **ranges)
         if self.width % 4:
             raise ValueError(f"width is {self.width}; it must be a multiple of 4 (sin and cos of rows and columns)")

@@ -73,7 +73,8 @@ class Hourglass(NetworkOptions):
         ...
         ValueError: images of 28x28 do not fit patches of 2 and 3 widths; sides must be multiples of 8
         """
-        check_common(self, Hourglass, shape, patch=(1, 64), num_heads=(1, 1024), mlp_ratio=(1, 64))
+        ranges = {"patch": (1, 64), "num_heads": (1, 1024), "mlp_ratio": (1, 64), "num_classes": (0, 1_000_000)}
+        check_common(self, Hourglass, shape, **ranges)
         if not 1 <= len(self.widths) <= 10 or any(w % 4 or not 4 <= w <= 8192 for w in self.widths):
             raise ValueError(f"widths is {self.widths}; it must be 1 to 10 multiples of 4, at most 8192")
         if len(self.blocks) != len(self.widths) or not all(1 <= n <= 100 for n in self.blocks):

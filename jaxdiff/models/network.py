@@ -67,7 +67,7 @@ def check_common(own: Any, kind: type, shape: tuple[int, ...], **ranges: tuple[f
       own: the options, or a module that has their fields.
       kind: the class of the options.
       shape: of x.
-      **ranges: of numbers, ends included; None is no number. num_classes and dropout have theirs.
+      **ranges: of numbers, ends included; None is no number. Dropout has its own.
 
     Raises:
       ValueError: FIELD is VALUE; and what would be right.
@@ -76,7 +76,7 @@ def check_common(own: Any, kind: type, shape: tuple[int, ...], **ranges: tuple[f
         choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
         if choices and getattr(own, field) not in choices:
             raise ValueError(f"{field} is {getattr(own, field)!r}; it must be one of {', '.join(map(str, choices))}")
-    for field, (low, high) in {"num_classes": (0, 1_000_000), **ranges}.items():
+    for field, (low, high) in ranges.items():
         if (value := getattr(own, field)) is not None and not low <= value <= high:
             raise ValueError(f"{field} is {value}; it must be in {low}..{high}")
     if not 0.0 <= own.dropout < 1.0:

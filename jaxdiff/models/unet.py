@@ -221,7 +221,7 @@ def num_heads(net: UNet | Model, level: int) -> int:
     return net.num_heads or (net.channels * net.channel_mults[level] // net.head_dim if net.head_dim else 1)
 
 
-_MOST = {"patch": 64, "channels": 8192, "blocks": 64, "head_dim": 8192, "norm_groups": 8192}
+_MOST = {"patch": 64, "channels": 8192, "blocks": 64, "head_dim": 8192, "norm_groups": 8192, "num_classes": 1_000_000}
 
 
 def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
@@ -262,6 +262,8 @@ def check(net: UNet | Model, image_shape: tuple[int, ...]) -> None:
             raise ValueError(f"{field} is {value}; it must be one number, or one for each of {len(widths)} levels")
         if any(n is not None and (n < 1 or width % n) for width, n in zip(widths, each, strict=True)):
             raise ValueError(f"{field} is {value}; it must divide the channels of every level, {widths}")
+    if net.num_classes < 0:
+        raise ValueError(f"num_classes is {net.num_classes}; it must be 0 (unconditional) or more")
     if net.num_heads is not None and net.head_dim is not None:
         raise ValueError(f"num_heads is {net.num_heads} and head_dim {net.head_dim}; give one of them")
     _check_resolutions(net, image_shape)
