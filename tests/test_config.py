@@ -13,6 +13,7 @@ from jaxdiff.assembly.recipe import make_recipe
 from jaxdiff.config import Config, Model, Optimizer, Sampling, Train, flat, make_schedule, validate
 from jaxdiff.config.files import changed_fields, from_json, load, read_run, to_json
 from jaxdiff.errors import UserError
+from jaxdiff.models import DiT
 from jaxdiff.objectives import Consistency
 
 
@@ -196,3 +197,17 @@ def test_a_config_that_does_not_fit_the_images_or_devices_is_refused():
     assert "must divide the 8" in refusal(
         dataclasses.replace(good, parallel=dataclasses.replace(good.parallel, fsdp=3))
     )
+
+
+def test_yaml_is_a_config_too(tmp_path):
+    file = tmp_path / "cats.yaml"
+    file.write_text(
+        "seed: 3\nmodel: {kind: dit, depth: 2}\noptimizer:\n  learning_rate: 1e-4\ntrain: {loggers: [csv]}\n"
+    )
+    config = load(str(file), tmp_path)
+    assert (config.seed, config.optimizer.learning_rate, config.train.loggers) == (3, 1e-4, ("csv",))
+    assert config.model == DiT(depth=2)
+    for text, words in (("seed: [", "is not a config in YAML"), ("1: 2", "is not a config"), ("sead: 1", "'seed'")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=words):
+            load(str(file), tmp_path)

@@ -7,12 +7,15 @@ and nothing in it is ever executed.
 
 import dataclasses
 import json
+import re
 import sys
 import traceback
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from jaxdiff.config import Config, validate
 from jaxdiff.errors import UserError, command
@@ -45,7 +48,7 @@ MAY_CHANGE = (
 
 
 def load(name_or_path: str, folder: Path) -> Config:
-    """The `config` of a Python file, given by its path or by its name in folder; or of a run, or of a JSON file.
+    """The `config` of a Python file, given by its path or by its name in folder; of a run, of a JSON or YAML file.
 
     A run's has the workdir that it was read from; of any other, only what the file says.
 
@@ -59,7 +62,7 @@ def load(name_or_path: str, folder: Path) -> Config:
         if exported and path.name != "config.json":
             raise UserError(f"{run} is exported and has no checkpoints: begin from it by --init {run} --workdir ...")
         return dataclasses.replace(read_run(run), workdir="" if exported else str(run))
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix in (".json", ".yaml", ".yml") and path.is_file():
         return from_json(path.read_text(), str(path))
     if path.suffix != ".py":
         path = folder / f"{name_or_path}.py"
@@ -190,13 +193,24 @@ def from_json(text: str, where: str = "config.json") -> Config:
     jaxdiff.errors.UserError: config.json: unknown field 'seeds'; did you mean 'seed'?
     """
     try:
-        content = _migrated(json.loads(text))
+        is_yaml = where.endswith((".yaml", ".yml"))
+        content = _migrated(yaml.load(text, _Yaml) if is_yaml else json.loads(text))
         _check_plugins(content)
         return validate(decode(Config, content))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (ValueError, RecursionError) as error:  # not JSON, or JSON too deep to read
-        raise UserError(f"{where} is not JSON that jaxdiff wrote: {error}") from None
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:  # not JSON, or JSON too deep to read
+        what = "a config in YAML" if is_yaml else "JSON that jaxdiff wrote"
+        raise UserError(f"{where} is not {what}: {' '.join(str(error).split())}") from None
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, too; 1.1 has it as a text."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 _plugins: set[str] = set()  # by file name, that were loaded in this process

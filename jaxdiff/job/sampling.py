@@ -118,6 +118,10 @@ class Opened(NamedTuple):
     rows: int
     texts: tuple[str, ...] = ()
 
+    def grid_rows(self, num: int) -> int:
+        """Rows of a grid of num samples."""
+        return min(self.rows, num) or round(num**0.5)
+
     def titles(self, num: int) -> tuple[str, ...]:
         """What stands in a grid of num samples under each row or under each picture."""
         texts = self.texts if len(self.texts) > 1 else ()
@@ -155,7 +159,9 @@ def draw(request: Request) -> tuple[int, str]:
         raise UserError(f"--out {out}: what --like names is one picture; give FILE.png, .jpg or .webp")
     if request.only is None and opened.titles(num) and request.scale is None and ending(out) in pictures.FORMATS:
         request = dataclasses.replace(request, scale=pictures.enlargement(shape, titled=True))
-    check_size(request, out, num, opened.rows, shape)
+    if not request.trajectory and (suffix := ending(out)) != ".npz":
+        rows = opened.grid_rows(num) if suffix and request.only is None else 0
+        pictures.check_size(suffix or f".{request.format or 'png'}", num, rows, shape, request.scale)
     given: dict[str, Any] = {}
     if request.init_image is not None:
         given, method = _given(request, opened, num)
@@ -423,28 +429,16 @@ def check_out(request: Request, out: Place, num: int) -> None:
     if request.format and request.out and suffix:
         raise UserError(f"--format is for a folder of single images; --out {out} says what it is by its ending")
     if suffix == "" and out.exists():
-        ours = {name for name, _ in _names(num, None, request.format)}
+        ours = {_name(request, i) for i in range(num)}
         others = sorted(p.name for p in out.iterdir() if p.name not in ours) if out.is_dir() else [out.name]
         if others:
             raise UserError(f"--out {out} holds other files ({others[0]}); choose an empty or new folder")
     if jax.process_index() == 0:
-        check_writable(out if suffix else out / _names(1, None, request.format)[0][0], "--out")
+        check_writable(out if suffix else out / _name(request, 0), "--out")
 
 
-def check_size(request: Request, out: Place, num: int, rows: int, shape: tuple[int, ...]) -> None:
-    """Refuses pictures too large to be written, before they are drawn."""
-    suffix = ending(out)
-    if not request.trajectory and suffix != ".npz":
-        rows = _rows(num, rows) if suffix else 0
-        pictures.check_size(suffix or f".{request.format or 'png'}", num, rows, shape, request.scale)
-
-
-def _rows(num: int, rows: int) -> int:
-    return min(rows, num) or round(num**0.5)
-
-
-def _names(num: int, images: Any, form: str | None) -> list[tuple[str, Any]]:
-    return [(f"{i:06}.{form or 'png'}", None if images is None else images[i]) for i in range(num)]
+def _name(request: Request, i: int) -> str:
+    return f"{i:06}.{request.format or 'png'}"
 
 
 def write_images(request: Request, out: Place, images: np.ndarray, text: dict[str, str], opened: Opened) -> None:
@@ -461,7 +455,7 @@ def write_images(request: Request, out: Place, images: np.ndarray, text: dict[st
     if request.only is not None:
         pictures.write_picture(out, pictures.enlarged(images, request.scale or 1)[0], text)
     elif suffix in pictures.FORMATS:
-        grid = pictures.grid(images, _rows(n, opened.rows), request.scale, opened.titles(n))
+        grid = pictures.grid(images, opened.grid_rows(n), request.scale, opened.titles(n))
         pictures.write_picture(out, grid, text)
     elif suffix == ".npz":
         labels, names = opened.batch.get("label"), opened.class_names
@@ -473,8 +467,8 @@ def write_images(request: Request, out: Place, images: np.ndarray, text: dict[st
         pictures.write_whole(out, buffer.getvalue())
     else:
         images = pictures.enlarged(images, request.scale or 1)
-        for i, (name, image) in enumerate(_names(n, images, request.format)):
-            pictures.write_picture(out / name, image, text | opened.about(i))
+        for i, image in enumerate(images):
+            pictures.write_picture(out / _name(request, i), image, text | opened.about(i))
 
 
 def _write_trajectory(out: Place, walk: Any, times: np.ndarray, text: dict[str, str]) -> None:

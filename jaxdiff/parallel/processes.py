@@ -177,7 +177,7 @@ def agree(what: dict[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    _meet(f"agree on {', '.join(what)[:40]}", what)
+    _meet(f"agree {next(_meetings)} on {', '.join(what)[:40]}", what)
 
 
 def _meet(name: str, mine: dict[str, Any]) -> None:
