@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdiff.models import ops
-from jaxdiff.models.layers import ZEROS, Image, Norm, fan_average, group_norm
+from jaxdiff.models.layers import ZEROS, Dense, Image, Norm, fan_average, group_norm
 
 Features = Float[Array, "batch tokens features"]
 Others = Float[Array, "batch others width"]
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         batch, tokens, features = x.shape
 
         def project(name: str, source: Array) -> Array:
-            dense = nn.Dense(features, self.bias, dtype=self.dtype, kernel_init=fan_average, name=name)
+            dense = Dense(features, self.bias, dtype=self.dtype, name=name)
             return dense(source).reshape(batch, source.shape[1], self.heads, features // self.heads)
 
         query, key, value = project("query", x), project("key", context), project("value", context)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         y = ops.attention(query, key, value, seen, causal=self.causal)
         y = y.reshape(batch, tokens, features)
         init = ZEROS if self.zero else fan_average
-        return nn.Dense(features, dtype=self.dtype, kernel_init=init, name="proj")(y)
+        return Dense(features, dtype=self.dtype, kernel_init=init, name="proj")(y)
 
 
 class CrossBlock(nn.Module):
@@ -111,10 +111,10 @@ class CrossBlock(nn.Module):
         x += Attention(self.heads, self.dtype, name="self_attention")(y, y)
         x += Attention(self.heads, self.dtype, name="cross_attention")(layer_norm(x, "norm2"), context, mask)
         y = layer_norm(x, "norm3")
-        y = nn.Dense(8 * features, dtype=self.dtype, kernel_init=fan_average, name="dense1")(y)
+        y = Dense(8 * features, dtype=self.dtype, name="dense1")(y)
         y, gate = jnp.split(y.astype(jnp.float32), 2, axis=-1)
         y *= nn.gelu(gate, approximate=False)
-        return x + nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="dense2")(y)
+        return x + Dense(features, dtype=self.dtype, name="dense2")(y)
 
 
 class PixelTransformer(nn.Module):
@@ -137,7 +137,7 @@ class PixelTransformer(nn.Module):
         """Apply the block to the pixels of x under the context."""
         batch, h, w, c = x.shape
         y = group_norm(x, "norm", Norm(self.groups, 1e-6)).reshape(batch, h * w, c)
-        y = nn.Dense(c, dtype=self.dtype, kernel_init=fan_average, name="proj_in")(y)
+        y = Dense(c, dtype=self.dtype, name="proj_in")(y)
         y = CrossBlock(self.heads, self.dtype, name="block")(y, context, mask)
-        y = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="proj_out")(y)
+        y = Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="proj_out")(y)
         return x + y.reshape(x.shape)

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdiff.models.layers import (
+    Dense,
     Image,
     Norm,
     ResBlock,
     SelfAttention,
     UpsampleConv,
     conv3x3,
-    fan_average,
     group_norm,
 )
 
@@ -73,7 +73,7 @@ class Encoder(_Half):
             if i < len(self.channel_mults) - 1:
                 h = conv3x3(h.shape[-1], self.dtype, f"down_{i}_downsample", stride=2)(h)
         h = self._out(self._middle(h))
-        return nn.Dense(self.out_channels, kernel_init=fan_average, name="moments")(h)
+        return Dense(self.out_channels, name="moments")(h)
 
 
 class Decoder(_Half):
@@ -83,7 +83,7 @@ class Decoder(_Half):
     def __call__(self, z: Image) -> Array:
         """Decode z."""
         last = len(self.channel_mults) - 1
-        h = nn.Dense(z.shape[-1], kernel_init=fan_average, name="latent")(z)
+        h = Dense(z.shape[-1], name="latent")(z)
         h = conv3x3(self.channels * self.channel_mults[last], self.dtype, "conv_in")(h).astype(self.dtype)
         h = self._middle(h)
         for i in reversed(range(last + 1)):

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 from jaxdiff.models import conditions
 from jaxdiff.models.attention import Attention, Features, Mask, Others
 from jaxdiff.models.conditions import Cond
-from jaxdiff.models.layers import ZEROS, Dropout, Embedding, Keys, depth_to_space, fan_average, space_to_depth
+from jaxdiff.models.layers import ZEROS, Dense, Dropout, Embedding, Keys, depth_to_space, space_to_depth
 from jaxdiff.models.network import NetworkOptions, check_common, checked_input
 
 SINUSOIDS = 256  # of the time, at any width
@@ -177,7 +177,7 @@ class Block(nn.Module):
         if own.modulation == "shared":
             each = emb + self.param("modulation_bias", ZEROS, (6 * width,), jnp.float32)[None]
         else:
-            each = nn.Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)
+            each = Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(each, 6, axis=-1)
 
         y = modulated(x, shift1, scale1, own.norm)
@@ -189,13 +189,13 @@ class Block(nn.Module):
         y = modulated(x, shift2, scale2, own.norm)
         gated = own.mlp == "swiglu"
         hidden = own.mlp_ratio * width * 2 // 3 if gated else own.mlp_ratio * width
-        y = nn.Dense(hidden * (1 + gated), dtype=dtype, kernel_init=fan_average, name="dense1")(y).astype(jnp.float32)
+        y = Dense(hidden * (1 + gated), dtype=dtype, name="dense1")(y).astype(jnp.float32)
         if gated:
             gate, y = jnp.split(y, 2, axis=-1)
             y *= nn.silu(gate)
         else:
             y = nn.gelu(y)
-        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(y)
+        y = Dense(width, dtype=dtype, name="dense2")(y)
         x = (x + gate2[:, None] * Dropout(own.dropout, name="dropout2")(y, keys)).astype(x.dtype)
         return x, None
 
@@ -237,7 +237,7 @@ class DiTModule(nn.Module):
         patches = space_to_depth(x, options.patch)
         rows, columns = patches.shape[1:3]
         tokens = patches.reshape(batch, rows * columns, -1)
-        y = nn.Dense(options.width, dtype=options.dtype, kernel_init=fan_average, name="proj_in")(tokens)
+        y = Dense(options.width, dtype=options.dtype, name="proj_in")(tokens)
         angles = None
         if options.positions == "rope":
             angles = rope_angles(rows, columns, options.width // options.num_heads, options.registers)
@@ -249,7 +249,7 @@ class DiTModule(nn.Module):
             y = jnp.concatenate([jnp.broadcast_to(own, (batch, *own.shape)), y], axis=1)
         each = emb
         if options.modulation == "shared":
-            each = nn.Dense(6 * options.width, kernel_init=ZEROS, name="block_modulation")(emb)
+            each = Dense(6 * options.width, kernel_init=ZEROS, name="block_modulation")(emb)
         keep = jax.checkpoint_policies.nothing_saveable if options.remat else PRODUCTS
         blocks = nn.scan(
             nn.remat(Block, prevent_cse=False, policy=keep),
@@ -262,7 +262,7 @@ class DiTModule(nn.Module):
         y, _ = blocks(options, name="blocks")(y, jnp.arange(options.depth), *given)
 
         y = y[:, options.registers :]
-        shift, scale = jnp.split(nn.Dense(2 * options.width, kernel_init=ZEROS, name="modulation")(emb), 2, axis=-1)
+        shift, scale = jnp.split(Dense(2 * options.width, kernel_init=ZEROS, name="modulation")(emb), 2, axis=-1)
         y = modulated(y, shift, scale, options.norm).astype(jnp.float32)
-        y = nn.Dense(options.patch**2 * self.out_channels, kernel_init=ZEROS, name="proj_out")(y)
+        y = Dense(options.patch**2 * self.out_channels, kernel_init=ZEROS, name="proj_out")(y)
         return depth_to_space(y.reshape(batch, rows, columns, -1), options.patch)

@@ -34,13 +34,13 @@ from jaxdiff.models.conditions import Cond
 from jaxdiff.models.dit import positions
 from jaxdiff.models.layers import (
     ZEROS,
+    Dense,
     Dropout,
     Embedding,
     Image,
     Keys,
     conv3x3,
     depth_to_space,
-    fan_average,
     space_to_depth,
 )
 from jaxdiff.models.network import NetworkOptions, check_common, checked_input
@@ -113,7 +113,7 @@ class ConvBlock(nn.Module):
         """Apply the block to x under silu(e)."""
         width, shift, scale = x.shape[-1], 0.0, 0.0
         if emb is not None:
-            each = nn.Dense(2 * width, kernel_init=ZEROS, name="modulation")(emb)[:, None, None]
+            each = Dense(2 * width, kernel_init=ZEROS, name="modulation")(emb)[:, None, None]
             shift, scale = jnp.split(each, 2, -1)
         y = (rms_norm(x) * (1 + scale) + shift).astype(self.dtype)
         y = squared_relu(conv3x3(width, self.dtype, "conv1")(y)).astype(self.dtype)
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
         width, dtype = x.shape[-1], self.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = (0.0, 0.0, 1.0) * 2
         if emb is not None:
-            each = nn.Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)[:, None]
+            each = Dense(6 * width, kernel_init=ZEROS, name="modulation")(emb)[:, None]
             shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(each, 6, axis=-1)
         y = (rms_norm(x) * (1 + scale1) + shift1).astype(dtype)
         y = Attention(self.heads, dtype, qk_norm=True, name="attention")(y, y, mask if text is None else None)
@@ -152,8 +152,8 @@ class Transformer(nn.Module):
             cross = Attention(self.heads, dtype, zero=True, qk_norm=True, name="cross_attention")
             x += cross(rms_norm(x), text, mask)
         y = (rms_norm(x) * (1 + scale2) + shift2).astype(dtype)
-        y = squared_relu(nn.Dense(self.ratio * width, dtype=dtype, kernel_init=fan_average, name="dense1")(y))
-        y = nn.Dense(width, dtype=dtype, kernel_init=fan_average, name="dense2")(y)
+        y = squared_relu(Dense(self.ratio * width, dtype=dtype, name="dense1")(y))
+        y = Dense(width, dtype=dtype, name="dense2")(y)
         return (x + gate2 * Dropout(self.dropout, name="dropout2")(y, keys)).astype(x.dtype)
 
 
@@ -195,7 +195,7 @@ class HourglassModule(nn.Module):
         transformer = nn.remat(Transformer) if options.remat else Transformer
 
         def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=dtype, kernel_init=fan_average, name=name)
+            return Dense(features, dtype=dtype, name=name)
 
         y = dense(options.widths[0], "proj_in")(space_to_depth(x, options.patch))
         skips = []
@@ -219,5 +219,5 @@ class HourglassModule(nn.Module):
             for j in range(options.blocks[i]):
                 y = conv(dtype, name=f"up_{i}_block_{j}")(y, emb)
         y = rms_norm(y.astype(jnp.float32), "norm_out")
-        y = nn.Dense(options.patch**2 * self.out_channels, kernel_init=ZEROS, name="proj_out")(y)
+        y = Dense(options.patch**2 * self.out_channels, kernel_init=ZEROS, name="proj_out")(y)
         return depth_to_space(y, options.patch)

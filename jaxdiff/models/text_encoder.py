@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdiff.models.attention import Attention, Features, layer_norm
-from jaxdiff.models.layers import fan_average
+from jaxdiff.models.layers import Dense
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -47,9 +47,9 @@ class TextLayer(nn.Module):
         y = layer_norm(x, "norm1")
         x += Attention(self.heads, self.dtype, bias=True, causal=True, name="attention")(y, y)
         y = layer_norm(x, "norm2")
-        y = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=fan_average, name="dense1")(y)
+        y = Dense(self.hidden, dtype=self.dtype, name="dense1")(y)
         y = quick_gelu(y) if self.activation == "quick_gelu" else nn.gelu(y, approximate=False)
-        return x + nn.Dense(features, dtype=self.dtype, kernel_init=fan_average, name="dense2")(y)
+        return x + Dense(features, dtype=self.dtype, name="dense2")(y)
 
 
 class TextEncoder(nn.Module):

@@ -22,7 +22,7 @@ from jaxdiff.models.attention import rms_norm
 from jaxdiff.models.conditions import Cond
 from jaxdiff.models.dit import positions
 from jaxdiff.models.hourglass import ConvBlock, Hourglass, Transformer
-from jaxdiff.models.layers import Dropout, Keys, fan_average, space_to_depth
+from jaxdiff.models.layers import Dense, Dropout, Keys, space_to_depth
 from jaxdiff.models.network import NetworkOptions
 
 MOST_SCALE = 100.0
@@ -109,7 +109,7 @@ class TwoTowersModule(nn.Module):
         keys = dropout_keys if options.dropout else None
 
         def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, kernel_init=fan_average, name=name)
+            return Dense(features, name=name)
 
         y = dense(options.widths[0], "proj_in")(space_to_depth(x, options.patch))
         for i, count in enumerate(options.blocks[:-1]):

@@ -64,3 +64,17 @@ def test_only_programs_for_nvidia_s_gpus_are_fused(monkeypatch):
     for platform, products in (("cuda", 0), ("cpu", 2), ("tpu", 2)):
         text = jax.jit(lambda *args: ops.attention(*args)).trace(*long).lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.dot_general") == products
+
+
+def test_a_dense_layer_is_a_product_of_matrices_where_rows_can_be_joined():
+    """So is its derivative; of seven tokens the axes stay, since rows of eight would have to be copied."""
+    kernel, dims = jnp.arange(6.0).reshape(3, 2), (((2,), (0,)), ((), ()))
+    for tokens, axes in ((8, 2), (7, 3)):
+        x = jax.random.normal(jax.random.key(0), (2, tokens, 3))
+        pairs = [
+            jax.value_and_grad(lambda x, k, f=f: jnp.sum(f(x, k, dims) ** 2), (0, 1))(x, kernel)
+            for f in (ops.dense_product, jax.lax.dot_general)
+        ]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *pairs)
+        jaxpr = jax.make_jaxpr(lambda x: ops.dense_product(x, kernel, dims))(x)
+        assert [e.invars[0].aval.ndim for e in jaxpr.eqns if e.primitive.name == "dot_general"] == [axes]

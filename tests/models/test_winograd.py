@@ -20,14 +20,11 @@ def direct(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def ours(x, kernel):
-    return winograd.convolve(x, winograd.transform(kernel))
-
-
 @pytest.mark.parametrize("size", [(8, 8), (5, 7)])
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-14)])
-def test_values_and_gradients_are_those_of_the_convolution(dtype, bound, size):
+@pytest.mark.parametrize(("dtype", "bound", "cache"), [("float32", 1e-5, 0), ("float64", 1e-14, 2**19)])
+def test_values_and_gradients_are_those_of_the_convolution(dtype, bound, cache, size, monkeypatch):
     """Within 1e-5 of the largest in float32; in float64 as exact as that, so the constants are right."""
+    monkeypatch.setattr(ops, "IN_CACHE", cache)
     with jax.enable_x64(True):
         generator = np.random.default_rng(0)
         x, kernel, weights = (
@@ -36,9 +33,15 @@ def test_values_and_gradients_are_those_of_the_convolution(dtype, bound, size):
         )
 
         def of(convolve):
-            return jit(jax.value_and_grad(lambda x, kernel: jnp.vdot(weights, convolve(x, kernel)), (0, 1)))(x, kernel)
+            def loss(x, kernel):
+                return jnp.vdot(weights, convolve(x, kernel))
 
-        for a, b in zip(jax.tree.leaves(of(ours)), jax.tree.leaves(of(direct)), strict=True):
+            def slope(x):  # forward mode, to be differentiated backwards
+                return jax.jvp(lambda *args: convolve(*args) ** 2, (x, kernel), (x**2, kernel[::-1]))[1].sum()
+
+            return jit(lambda x, kernel: (jax.value_and_grad(loss, (0, 1))(x, kernel), jax.grad(slope)(x)))(x, kernel)
+
+        for a, b in zip(jax.tree.leaves(of(ops._transformed)), jax.tree.leaves(of(direct)), strict=True):
             assert a.dtype == dtype
             np.testing.assert_allclose(a, b, rtol=0, atol=bound * 6 * np.abs(b).max())
 
@@ -48,15 +51,17 @@ def lowered(platform, fn, *args):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
-@pytest.mark.parametrize("derive", [lambda loss: loss, lambda loss: jax.grad(loss, (0, 1))])
-def test_the_platform_that_a_program_is_for_decides(platform, derive):
+@pytest.mark.parametrize(("derived", "batch", "mixed"), [(False, 2, False), (True, 2, False), (True, 128, True)])
+def test_the_platform_that_a_program_is_for_decides(platform, derived, batch, mixed):
     """On a machine without TPUs too, where their programs are compiled for planning; forward and backward."""
 
     def loss(x, kernel):
         return jnp.sum(ops.conv3x3(x, kernel) ** 2)
 
-    text = lowered(platform, derive(loss), jnp.ones((2, 16, 16, 32)), jnp.ones((3, 3, 32, 32)))
-    assert ("stablehlo.dot_general" in text, "stablehlo.convolution" in text) == (platform == "cpu", platform != "cpu")
+    fn = jax.grad(loss, (0, 1)) if derived else loss
+    text = lowered(platform, fn, jnp.ones((batch, 16, 16, 32)), jnp.ones((3, 3, 32, 32)))
+    assert ("stablehlo.dot_general" in text) == (platform == "cpu")
+    assert ("stablehlo.convolution" in text) == (platform != "cpu" or mixed)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_a_network_computes_the_same(network, monkeypatch):
         jit(lambda v, *inputs: net.apply(v, *inputs))(v, *inputs) for v in (variables, winograd.prepared(params))
     )
     few = lowered("cpu", net.apply, variables, *inputs).count("stablehlo.convolution")
-    monkeypatch.setattr(winograd, "LEAST_SIDE", 1000)
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS", {})
     many = lowered("cpu", lambda *args: net.apply(*args), variables, *inputs).count("stablehlo.convolution")
     exact = jit(lambda v, *inputs: net.apply(v, *inputs))(variables, *inputs)
     assert many > few > 0
