@@ -20,6 +20,8 @@ _UNNAMEABLE = re.compile(r"\\|gs:(?=/|$)|^/(?:gs|s3|az|hf)(?=/|$)|[\ud800-\udfff
 # In a bucket, fsspec takes * ? [ ] { } for patterns, also where it deletes; clients quote the rest each in their way.
 _NO_OBJECT = re.compile(r"[^\w\-.,=+@()!/ ]|(?<=/)\.{1,2}(?=/|$)|//")
 
+_READ, _TWICE = ["*.json", "*.txt", "*.safetensors"], ["*.fp16.*", "*non_ema*", "*pruned*"]  # of a folder on a hub
+
 
 def place(name: os.PathLike | str) -> Place:
     """A path of the right kind, ~ expanded; from the first in a bucket on, fsspec keeps no listings in this process.
@@ -45,6 +47,31 @@ def place(name: os.PathLike | str) -> Place:
     # Others write there too: what was listed once, sizes and tags with it, may be something else by now.
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     return epath.Path(name)
+
+
+def fetched(name: os.PathLike | str) -> Place:
+    """A place to read a model from; hf://OWNER/NAME, or with @REVISION, is fetched from the hub of Hugging Face.
+
+    What was fetched once stays in the hub's cache, and is only looked after (extra `hub`; HF_ENDPOINT, HF_TOKEN).
+
+    Raises:
+      UserError: see `place`; or the hub has no such model, or does not answer.
+    """
+    scheme, _, address = os.fspath(name).partition("://")
+    if scheme != "hf":
+        return place(name)
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", address)
+    if match is None:
+        raise UserError(f"{name} is no address of a model; write hf://OWNER/NAME, or hf://OWNER/NAME@REVISION")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"{name} needs the package huggingface-hub: pip install jaxdiff[hub]") from None
+    try:
+        return Path(snapshot_download(match[1], revision=match[2], allow_patterns=_READ, ignore_patterns=_TWICE))
+    except Exception as error:  # of many kinds, its own and its HTTP client's
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{name} cannot be fetched: {type(error).__name__}: {reason}") from None
 
 
 def expanded(name: str) -> str:

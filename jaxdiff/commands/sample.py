@@ -13,7 +13,7 @@ from jaxdiff.config.files import load_plugins
 from jaxdiff.errors import UserError, program
 from jaxdiff.parallel import processes
 from jaxdiff.schema import Options, decode
-from jaxdiff.storage import place
+from jaxdiff.storage import fetched, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SampleArguments(Processes):
     """Draw samples from a run with its EMA parameters, or images of texts from it or a Stable Diffusion folder."""
 
     workdir: tyro.conf.Positional[FileName] = ""
-    """The run; or a diffusers folder (model_index.json, unet, vae, text_encoder, ...), which needs --prompt."""
+    """The run; or a diffusers folder (model_index.json, unet, ...), which needs --prompt; or hf://OWNER/NAME."""
     sampler: str | None = None
     """Sampling method; default: the run's own, and so for the next three."""
     sampler_options: Options = dataclasses.field(default_factory=dict)
@@ -120,7 +120,8 @@ def run(argv: list[str]) -> tuple[int, str]:
         from jaxdiff.job import sampling as sampling_job
 
         asked = {name: value for name, value in vars(arguments).items() if name not in {"like", *vars(Processes())}}
-        for name in ("workdir", "out", "init_image", "mask", "prompts"):
+        asked["workdir"] = fetched(arguments.workdir)
+        for name in ("out", "init_image", "mask", "prompts"):
             asked[name] = place(asked[name]) if asked[name] else None
         return sampling_job.draw(sampling_job.Request(**asked, only=only))
 

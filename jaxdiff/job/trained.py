@@ -27,7 +27,7 @@ from jaxdiff.models.winograd import prepared
 from jaxdiff.parallel import make_mesh
 from jaxdiff.schedules import Schedule
 from jaxdiff.schema import suggestion
-from jaxdiff.storage import place
+from jaxdiff.storage import fetched
 from jaxdiff.training.checkpoints import report, restore_with_meta
 from jaxdiff.training.snapshots import reconstruct
 from jaxdiff.training.state import TrainState, leaf_name
@@ -145,7 +145,7 @@ def load(
     """The model of a run's folder, or of one that `jaxdiff export` wrote.
 
     Args:
-      run: the folder, or an address in a bucket.
+      run: the folder, or an address in a bucket, or of an exported one on a hub, hf://OWNER/NAME.
       step: of the checkpoint; the newest unless given.
       weights: "ema", the average, or "raw", those that were trained.
       ema: the relative width of another average, of a run with train.posthoc_ema.
@@ -156,7 +156,7 @@ def load(
       UserError: no run, or no such checkpoint.
       CheckpointError: the checkpoint is corrupt.
     """
-    folder, sharding = place(run), sharding or NamedSharding(make_mesh(), PartitionSpec())
+    folder, sharding = fetched(run), sharding or NamedSharding(make_mesh(), PartitionSpec())
     config = read_run(folder)
     if weights not in ("ema", "raw"):
         raise UserError(f"weights {weights!r} must be ema or raw")
