@@ -99,9 +99,9 @@ def edm(p: float = 0.12, scale: float = 0.2, stretch: float = 0.2, shift: float 
         matrix = matrix @ _rotation(r) @ jnp.diag(jnp.stack([1 / grow, grow])) @ _rotation(-r)
         matrix = jnp.where(z_stretch == 0, jnp.exp2(-scale * z_scale) * _rotation(-theta), matrix)  # without rounding
         h, w, _ = image.shape
-        told = [flip_x, flip_y, z_scale, jnp.cos(theta) - 1, jnp.sin(theta)]
-        told += [z_stretch * jnp.cos(r), z_stretch * jnp.sin(r), *move]
-        return warp(image, matrix, shift * move * jnp.array([w, h])), jnp.stack(told).astype(jnp.float32)
+        parameters = [flip_x, flip_y, z_scale, jnp.cos(theta) - 1, jnp.sin(theta)]
+        parameters += [z_stretch * jnp.cos(r), z_stretch * jnp.sin(r), *move]
+        return warp(image, matrix, shift * move * jnp.array([w, h])), jnp.stack(parameters).astype(jnp.float32)
 
     return Augmentation(apply, 9)
 

@@ -131,14 +131,14 @@ def denoiser(
         how["two_times"] = "r" in recipe.extra_cond
         return as_denoiser(predict, schedule=schedule, cond=cond, **how)
 
-    found = plain(params, cond)
+    denoise = plain(params, cond)
     if guidance is not None:
         other = plain(weak, cond) if guidance.needs_weak else plain(params, away or {})
-        found = guidance.of(found, other, schedule)
+        denoise = guidance.of(denoise, other, schedule)
     if threshold is None:
-        return found
-    limited = threshold(found)
-    return lambda x_t, t: (found if isinstance(t, Span) else limited)(x_t, t)
+        return denoise
+    limited = threshold(denoise)
+    return lambda x_t, t: (denoise if isinstance(t, Span) else limited)(x_t, t)
 
 
 class Method(NamedTuple):
@@ -212,8 +212,8 @@ def make_draw(
         elif method.start is not None:
             x_T = method.start(times[0]) * noise
         how = {"times": times, "schedule": schedule, "x_T": x_T, "shape": recipe.shape, "trajectory": trajectory}
-        found = sample(keys, denoise, sampler, **how)
-        x, walk = found if trajectory else (found, None)
+        samples = sample(keys, denoise, sampler, **how)
+        x, walk = samples if trajectory else (samples, None)
         if "mask" in given:  # their times may end a little before 0
             x = jnp.where(_like_x(given["mask"], x_0), x_0, x)
         x = recipe.decode(frozen, x)
@@ -236,16 +236,16 @@ def make_draw(
     ) -> Any:
         scale = np.asarray(like.guidance.scale if like.guidance else 1.0, np.float32)
         given = {name: value for name, value in (("image", images), ("mask", mask)) if value is not None}
-        found = []
+        batches = []
         for start in range(0, num, batch_size):
             indices = np.minimum(start + np.arange(batch_size), num - 1)
             placed = jax.tree.map(lambda x, i=indices: parallel.put(x[i], rows), (batch, away or {}, given))
             values = (like.times, np.float32(like.eta), scale)
-            found.append(whole(run(params, recipe.frozen, weak, key, np.int32(first + start), *placed, *values)))
+            batches.append(whole(run(params, recipe.frozen, weak, key, np.int32(first + start), *placed, *values)))
         if trajectory:
-            x, walk = found[0]
+            x, walk = batches[0]
             return x[:num], Trajectory(walk.x_t[:, :num], walk.x_0[:, :num])
-        return np.concatenate(found)[:num]
+        return np.concatenate(batches)[:num]
 
     return draw
 

@@ -37,9 +37,9 @@ def place(name: os.PathLike | str) -> Place:
     scheme = os.fspath(name).partition("://")[0]
     if scheme not in SCHEMES:
         raise UserError(f"{name} is no place for files; name a folder, or an address in gs:// or s3://")
-    if found := _NO_OBJECT.search(os.fspath(name).partition("://")[2]):
+    if match := _NO_OBJECT.search(os.fspath(name).partition("://")[2]):
         raise UserError(
-            f"{name!s} has {found[0]!a} in it, which not all that read and write buckets take literally; choose an "
+            f"{name!s} has {match[0]!a} in it, which not all that read and write buckets take literally; choose an "
             "address of letters, digits and - _ . , = + @ ( ) !"
         )
     import fsspec.config  # 0.2 s, for buckets only
@@ -104,9 +104,9 @@ def nameable(path: str) -> str:
     >>> nameable("/runs/exp[mults=1,2]")
     '/runs/exp[mults=1,2]'
     """
-    if found := _UNNAMEABLE.search(path):
+    if match := _UNNAMEABLE.search(path):
         raise UserError(
-            f"{path} has {found[0]!a} in it, which the libraries that write checkpoints do not take for a folder's "
+            f"{path} has {match[0]!a} in it, which the libraries that write checkpoints do not take for a folder's "
             "name; choose another folder, or name it by a link"
         )
     return path

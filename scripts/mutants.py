@@ -55,8 +55,8 @@ TRAPS = (
         "Learned uncertainty without the term that keeps it from growing",
         "tests/losses/test_weightings.py::test_learned_uncertainty_finds_the_loss_of_each_noise_level",
         "jaxdiff/objectives/denoising.py",
-        "return found / jnp.exp(u) + u",
-        "return found / jnp.exp(u)",
+        "return losses / jnp.exp(u) + u",
+        "return losses / jnp.exp(u)",
     ),
     Trap(
         "An evaluation that a stop put off is never made: the resumed run's curve has a hole",
@@ -549,8 +549,8 @@ TRAPS = (
         "Samples of a last, padded batch that are counted",
         "tests/test_cli.py::test_a_ragged_last_batch_compiles_nothing",
         "jaxdiff/diffusion.py",
-        "np.concatenate(found)[:num]",
-        "np.concatenate(found)",
+        "np.concatenate(batches)[:num]",
+        "np.concatenate(batches)",
     ),
     Trap(
         "Files and lines of every process instead of the first one's",

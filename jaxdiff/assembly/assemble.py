@@ -89,13 +89,13 @@ def assemble(
     mesh = parallel.make_mesh(config.parallel.fsdp, devices, config.parallel.tensor)
     loaded = {name: _average(flat(config), Path(run)) for name, run in config.objective.runs().items()}
     config = dataclasses.replace(config, objective=_noted(config.objective, loaded))
-    begun = loaded.pop("start", None)
+    start = loaded.pop("start", None)
 
     def make_params(key: jax.Array) -> Any:
-        params = None if begun is None else jax.tree.map(jnp.asarray, begun)
-        if begun is None or recipe.extra_cond:
+        params = None if start is None else jax.tree.map(jnp.asarray, start)
+        if start is None or recipe.extra_cond:
             fresh = recipe.network.init(key, *example(recipe))["params"]
-            params = fresh if begun is None else _with(fresh, params)
+            params = fresh if start is None else _with(fresh, params)
         return params
 
     def plain() -> Program:
@@ -155,11 +155,11 @@ def check_fit(config: Config, recipe: Recipe, num_classes: int, num_devices: int
         )
 
 
-def _with(fresh: Any, begun: Any) -> Any:
+def _with(fresh: Any, start: Any) -> Any:
     """New parameters, and in place of each that the other tree has, that one."""
     if not isinstance(fresh, dict):
-        return begun
-    return {name: _with(new, begun[name]) if name in begun else new for name, new in fresh.items()}
+        return start
+    return {name: _with(new, start[name]) if name in start else new for name, new in fresh.items()}
 
 
 def _noted(objective: ObjectiveOptions, loaded: dict[str, Any]) -> ObjectiveOptions:
@@ -171,11 +171,11 @@ def _noted(objective: ObjectiveOptions, loaded: dict[str, Any]) -> ObjectiveOpti
     if "start" not in loaded:
         return objective
     leaves = jax.tree_util.tree_leaves_with_path(loaded["start"])
-    found = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+    current = digest({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
     known = getattr(objective, "digest", "")
-    if known not in ("", found):
-        raise UserError(f"objective.start: its average is not the one that the run began with ({found}, not {known})")
-    return dataclasses.replace(objective, **{"digest": found})
+    if known not in ("", current):
+        raise UserError(f"objective.start: its average is not the one that the run began with ({current}, not {known})")
+    return dataclasses.replace(objective, **{"digest": current})
 
 
 _SAME = (

@@ -119,10 +119,10 @@ def run(argv: list[str]) -> tuple[int, str]:
     def draw() -> tuple[int, str]:
         from jaxdiff.job import sampling as sampling_job
 
-        asked = {name: value for name, value in vars(arguments).items() if name not in {"like", *vars(Processes())}}
-        asked["workdir"] = fetched(arguments.workdir)
+        settings = {name: value for name, value in vars(arguments).items() if name not in {"like", *vars(Processes())}}
+        settings["workdir"] = fetched(arguments.workdir)
         for name in ("out", "init_image", "mask", "prompts"):
-            asked[name] = place(asked[name]) if asked[name] else None
-        return sampling_job.draw(sampling_job.Request(**asked, only=only))
+            settings[name] = place(settings[name]) if settings[name] else None
+        return sampling_job.draw(sampling_job.Request(**settings, only=only))
 
     return processes.run(arguments.place(), program("sample"), draw)

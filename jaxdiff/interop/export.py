@@ -106,11 +106,13 @@ def unet_config(network: UNet, image_shape: tuple[int, int, int]) -> dict[str, A
 
 def refuse_unmapped(recipe: Recipe) -> None:
     """Raises UserError, with the reason, unless a `DDPMPipeline` of diffusers computes what the recipe's model does."""
-    told = {*recipe.conditioner.spec, *recipe.extra_cond} - {"label"}
+    conds = {*recipe.conditioner.spec, *recipe.extra_cond} - {"label"}
     if not isinstance(recipe.network, UNet):
         raise UserError(f"diffusers has no network like {type(recipe.network).__name__}; train with --model unet")
-    if recipe.frozen or told or recipe.learned_variance:
-        what = "latents" if recipe.frozen else f"a network told {', '.join(sorted(told)) or 'to say the variance, too'}"
+    if recipe.frozen or conds or recipe.learned_variance:
+        what = (
+            "latents" if recipe.frozen else f"a network told {', '.join(sorted(conds)) or 'to say the variance, too'}"
+        )
         raise UserError(f"DDPMPipeline has no {what}")
     unet_config(recipe.network, recipe.shape)
     scheduler_config(recipe.schedule, recipe.prediction)

@@ -85,21 +85,21 @@ class Comparison:
 
     @functools.cached_property
     def _known(self) -> tuple[Collected, dict[str, np.ndarray]]:
-        found: list[dict[str, np.ndarray]] = []
-        real = self._collect(self.source, len(self.source), "reference", found)
-        return real, {name: np.concatenate([part[name] for part in found])[: self._num] for name in found[0]}
+        records: list[dict[str, np.ndarray]] = []
+        real = self._collect(self.source, len(self.source), "reference", records)
+        return real, {name: np.concatenate([part[name] for part in records])[: self._num] for name in records[0]}
 
     @property
     def real(self) -> Collected:
         """What is kept of the source; collected when first asked for."""
         return self._known[0]
 
-    def _collect(self, source: Source, n: int, what: str, known: list[dict[str, np.ndarray]]) -> Collected:
+    def _collect(self, source: Source, n: int, what: str, records: list[dict[str, np.ndarray]]) -> Collected:
         def batches() -> Iterator[np.ndarray]:
             for part in self._track(parts(source, n, self._size), what):
-                records = source.gather(part)
-                known.append({name: records[name] for name in ("label", "record")})
-                yield records["image"]
+                batch = source.gather(part)
+                records.append({name: batch[name] for name in ("label", "record")})
+                yield batch["image"]
 
         return self._collector.collect(batches(), self._num)
 

@@ -45,24 +45,24 @@ def import_run(source: Path, workdir: Path, null_class: bool, project: str | Non
         raise UserError(f"{source} does not exist{link}; give a diffusers folder, or a .pt or .safetensors file")
     if project is not None:
         given = _flags(flags)
-        found = read_openai(source, given, project=project, null_class=null_class, sharding=place)
+        imported = read_openai(source, given, project=project, null_class=null_class, sharding=place)
         scheduler = scheduler_from_config(openai_diffusion(given, project))
     elif source.is_dir():
-        found, scheduler = read_unet(source, null_class=null_class, sharding=place), _scheduler(source)
+        imported, scheduler = read_unet(source, null_class=null_class, sharding=place), _scheduler(source)
         refuse_other_counts(scheduler)
     else:
         raise UserError(f"{source} {unknown_network(read_file(source))}")
-    config, notes = _config(found, scheduler, workdir)
-    broken = [path for path, leaf in names.leaf_paths(found.params) if not _is_finite(leaf)]
+    config, notes = _config(imported, scheduler, workdir)
+    broken = [path for path, leaf in names.leaf_paths(imported.params) if not _is_finite(leaf)]
     if broken:
         raise UserError(f"{source} holds values that are not finite, in {', '.join(broken)}")
-    state = init_state(found.params, make_update(config.optimizer, config.train.steps, config.model)[0])
-    about = {"shape": list(found.image_shape), "num_classes": config.model.num_classes, "fingerprint": None}
+    state = init_state(imported.params, make_update(config.optimizer, config.train.steps, config.model)[0])
+    about = {"shape": list(imported.image_shape), "num_classes": config.model.num_classes, "fingerprint": None}
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state, {**about, "source": str(source), "skipped": 0, "time": time.time()}, wait=True)
     write_whole(workdir / "config.py", _as_python(config, source).encode())
     write_whole(workdir / "config.json", to_json(config).encode())
-    count = sum(leaf.size for leaf in jax.tree.leaves(found.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(imported.params))
     return [*(f"note: {note}" for note in notes), f"{count:,} parameters of {source} in {workdir}"]
 
 
@@ -98,13 +98,13 @@ def _flags(text: str) -> dict[str, str]:
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
 
 
-def _config(found: Imported, scheduler: Scheduler, workdir: Path) -> tuple[Config, list[str]]:
+def _config(imported: Imported, scheduler: Scheduler, workdir: Path) -> tuple[Config, list[str]]:
     """The config of the run, and what it cannot say."""
-    h, w, channels = found.image_shape
-    fields = dict(found.fields)
+    h, w, channels = imported.image_shape
+    fields = dict(imported.fields)
     if (outputs := fields.pop("out_channels")) != channels:
         raise UserError(f"a run predicts as many channels as its images have: {channels}, not {outputs}")
-    diffusion = dataclasses.replace(_diffusion(scheduler), class_dropout=0.1 if _guided(found) else 0.0)
+    diffusion = dataclasses.replace(_diffusion(scheduler), class_dropout=0.1 if _guided(imported) else 0.0)
     sampling, notes = _sampling(scheduler)
     config = Config(
         workdir=str(workdir),
@@ -114,13 +114,13 @@ def _config(found: Imported, scheduler: Scheduler, workdir: Path) -> tuple[Confi
         train=Train(batch_size=16),
         sampling=sampling,
     )
-    return validate(config), [*found.notes, *scheduler.notes, *notes]
+    return validate(config), [*imported.notes, *scheduler.notes, *notes]
 
 
-def _guided(found: Imported) -> bool:
+def _guided(imported: Imported) -> bool:
     """Whether the last row of the class table was trained to mean "no class"."""
-    return bool(found.fields["num_classes"]) and bool(
-        np.any(np.asarray(found.params["embedding"]["classes"]["embedding"][-1]))
+    return bool(imported.fields["num_classes"]) and bool(
+        np.any(np.asarray(imported.params["embedding"]["classes"]["embedding"][-1]))
     )
 
 

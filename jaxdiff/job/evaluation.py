@@ -68,8 +68,8 @@ class Evaluation:
             for name in ("scores.json", "table.md", "fid.png"):
                 check_writable(self._out / name, "the file")
         self._file = ScoreFile(self._out / "scores.json")
-        asked = {name: str(value) for name, value in vars(arguments).items()}
-        processes.agree({**asked, "scores.json": self._file.digest()})
+        words = {name: str(value) for name, value in vars(arguments).items()}
+        processes.agree({**words, "scores.json": self._file.digest()})
 
     def _check_metrics(self) -> None:
         self._train = self._open("train", self._arguments.data_path)
@@ -149,11 +149,11 @@ class Evaluation:
             if missing:
                 if cell:
                     weak = weak_params(cell, self._arguments.workdir, model.state, copies)
-                    found, speed = comparison.sampled(cell)(model.params, seed, weak)
+                    samples, speed = comparison.sampled(cell)(model.params, seed, weak)
                 else:
                     assert self._test is not None
-                    found, speed = comparison.collect(self._test), 0.0
-                values = {**known.values, **measure(comparison.real, found, missing)}
+                    samples, speed = comparison.collect(self._test), 0.0
+                values = {**known.values, **measure(comparison.real, samples, missing)}
                 known = dataclasses.replace(score, images_per_s=speed, values=values)
                 self._file.put(known)
             return known
@@ -199,10 +199,10 @@ class Evaluation:
         if known := self._file.find(bits):
             return known
         measure_bits = build_bits(model.recipe, kind, self._batch_size, self._mesh)
-        key, found = purpose_key(self._arguments.seed, "bits"), []
+        key, bits_of = purpose_key(self._arguments.seed, "bits"), []
         for part in self._track(parts(source, n, self._batch_size), kind):
-            found.append(measure_bits(model.params, key, sum(map(len, found)), source.gather(part)))
-        values = np.concatenate(found).astype(np.float64)
+            bits_of.append(measure_bits(model.params, key, sum(map(len, bits_of)), source.gather(part)))
+        values = np.concatenate(bits_of).astype(np.float64)
         error = float(values.std(ddof=1) / np.sqrt(n))
         bits = dataclasses.replace(bits, value=float(values.mean()), error=error)
         self._file.put(bits)
@@ -249,8 +249,8 @@ def _cells(config: Config, arguments: SimpleNamespace) -> list[Sampling]:
         changes: dict[str, Any] = {"sampler": name}
         if name != own.sampler:  # eta and variance were the other sampler's
             changes |= {"eta": None, "variance": "small"}
-        asked = {"guidance": arguments.guidance, "eta": arguments.eta}
-        changes |= {name: value for name, value in asked.items() if value is not None}
+        given = {"guidance": arguments.guidance, "eta": arguments.eta}
+        changes |= {name: value for name, value in given.items() if value is not None}
         cells += [dataclasses.replace(own, **changes, steps=count) for count in steps]
     for cell in cells:
         validate(dataclasses.replace(config, sampling=cell))

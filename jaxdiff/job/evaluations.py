@@ -93,8 +93,8 @@ class Evaluations:
         """A hook's call: measures the average, writes, and keeps the checkpoint if it is the best so far."""
         values: dict[str, float] = {}
         if self._comparison:
-            found, _ = self._sampled(state.ema_params, self._run.seed, self._weak)
-            values |= measure(self._comparison.real, found, self._metrics)
+            samples, _ = self._sampled(state.ema_params, self._run.seed, self._weak)
+            values |= measure(self._comparison.real, samples, self._metrics)
         if self._validation:
             values |= self._validation(state.ema_params)
         values = processes.from_first(values)

@@ -250,11 +250,11 @@ def _compile(
 ) -> tuple[TrainState, Any]:
     """The state to go on from, and the step, compiled beside it if it is needed."""
     with clock("compile"), ThreadPoolExecutor(1) as beside:  # much of compiling is one thread's work
-        begun = beside.submit(lambda: restored or program.new_state(given))
+        initial = beside.submit(lambda: restored or program.new_state(given))
         if jax.default_backend() == "gpu":
-            begun.result()  # there XLA may time kernels, and wants the device to itself
+            initial.result()  # there XLA may time kernels, and wants the device to itself
         step = program.compiled() if needed else program.step
-        state = begun.result()
+        state = initial.result()
     processes.barrier_after_compiling("the step")
     return state, step
 

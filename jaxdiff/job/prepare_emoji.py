@@ -108,7 +108,7 @@ def prepare_emoji(out: Path, size: int, packages: Path | None) -> str:
         tarballs = _tarballs(packages or _packed(half / "packages"))
         emoji = read_labels(_json(tarballs["labels"], "en/data"))
         drawings = {style: _drawings(style, tarballs, emoji, size) for style in PACKAGES if style != "labels"}
-        splits = split(emoji, {style: set(found) for style, found in drawings.items()})
+        splits = split(emoji, {style: set(codes) for style, codes in drawings.items()})
         rendered = _rendered(drawings, splits)
         counts, twins, digest = _write(half, rendered, splits, emoji)
         (half / "LICENCES.md").write_text(_licences(tarballs, size))
@@ -252,14 +252,14 @@ def _drawings(style: str, tarballs: Mapping[str, Path], emoji: Mapping[str, Emoj
     """{code: drawing} of a style."""
     if style == "3d":
         genuine = {_code(code) for code in _json(tarballs["fluent"], "chars")}
-        found = {}
+        drawings = {}
         with tarfile.open(tarballs[style]) as archive:
             for member in archive:
                 stem, _, ending = member.name.rpartition("/")[2].rpartition(".")
                 code = _code(stem) if ending == "webp" else ""
                 if code in emoji and code in genuine:
-                    found[code] = _Drawing("", archive.extractfile(member).read(), size)  # type: ignore[union-attr]
-        return found
+                    drawings[code] = _Drawing("", archive.extractfile(member).read(), size)  # type: ignore[union-attr]
+        return drawings
     icons, chars = _json(tarballs[style], "icons"), _json(tarballs[style], "chars")
     codes = {_code(code): name for code, name in chars.items()}
     codes = codes or _by_name(icons, _json(tarballs["noto"], "chars"), emoji)
@@ -278,11 +278,11 @@ def _by_name(icons: Mapping[str, Any], noto: Mapping[str, str], emoji: Mapping[s
     for name, code in named:
         if code in emoji:
             codes.setdefault(letters(name), code)
-    found: dict[str, str] = {}
+    icon_of: dict[str, str] = {}
     for name in (*icons["icons"], *icons.get("aliases", {})):
         if code := codes.get(letters(name)):
-            found.setdefault(code, name)
-    return found
+            icon_of.setdefault(code, name)
+    return icon_of
 
 
 def _svg(icons: Mapping[str, Any], name: str, side: int) -> str:

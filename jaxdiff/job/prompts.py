@@ -45,12 +45,12 @@ class Judge:
         self._towers = towers
 
     def _each(self, tower: int, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        found, n = [], max(len(images), len(tokens))
+        vectors, n = [], max(len(images), len(tokens))
         for start in range(0, n, BATCH):
             rows = np.minimum(start + np.arange(BATCH), n - 1)
             batch = [x[rows] if len(x) == n else np.repeat(x, BATCH, axis=0) for x in (images, tokens)]
-            found.append(np.asarray(self._towers(self.trained.params, *batch)[:, tower]))
-        return np.concatenate(found)[:n]
+            vectors.append(np.asarray(self._towers(self.trained.params, *batch)[:, tower]))
+        return np.concatenate(vectors)[:n]
 
     def images(self, images: np.ndarray) -> np.ndarray:
         """[n, features] of uint8 [n, h, w, c]."""
@@ -110,16 +110,16 @@ class PromptEvaluation:
     def _split(self, name: str) -> Split:
         source, data = self._source(name), self._model.config.data
         rows = np.random.Generator(np.random.Philox(0)).permutation(len(source))[: self._arguments.num]
-        found, firsts = source.gather(rows), [texts[0] for texts in source.captions if texts]
+        gathered, firsts = source.gather(rows), [texts[0] for texts in source.captions if texts]
         facts: list[Mapping[str, Any]] = [{}] * len(rows)
         if data.name == "webdataset" and data.on_error != "skip":
             records = WebdatasetRecords(self._arguments.data_path or data.path, name)
-            facts = [records.facts(int(record)) for record in found["record"]]
-        pool, texts = tuple(dict.fromkeys(firsts)), tuple(source.captions[record][0] for record in found["record"])
+            facts = [records.facts(int(record)) for record in gathered["record"]]
+        pool, texts = tuple(dict.fromkeys(firsts)), tuple(source.captions[record][0] for record in gathered["record"])
         if "prompt" in self._metrics and len(pool) < prompts.CANDIDATES:
             few = f"{len(pool)} different captions, and a prompt is to be found among {prompts.CANDIDATES}"
             raise UserError(f"--splits {name} has {few}")
-        return Split(pool, texts, found["image"], tuple(facts))
+        return Split(pool, texts, gathered["image"], tuple(facts))
 
     def run(self) -> str:
         """The table of all splits, which the run's folder gets too."""
@@ -145,8 +145,8 @@ class PromptEvaluation:
 
     def _sampling(self) -> Mapping[str, Any]:
         a = self._arguments
-        asked = {"sampler": a.sampler, "steps": a.steps and int(a.steps), "guidance": a.guidance, "eta": a.eta}
-        return {name: value for name, value in asked.items() if value is not None}
+        overrides = {"sampler": a.sampler, "steps": a.steps and int(a.steps), "guidance": a.guidance, "eta": a.eta}
+        return {name: value for name, value in overrides.items() if value is not None}
 
     def _drawn(self, split: Split, seed: int, sampling: Mapping[str, Any]) -> np.ndarray:
         size = self._arguments.batch_size
@@ -157,14 +157,14 @@ class PromptEvaluation:
             yield from ("prompt top-1", "top-5") if name == "prompt" else (name,)
 
     def _scores(self, split: Split, images: np.ndarray) -> dict[str, float]:
-        found = self._judged(self._judge, split, images) if self._judge else {}
+        scores = self._judged(self._judge, split, images) if self._judge else {}
         colours = {i: fact["colour"] for i, fact in enumerate(split.facts) if "colour" in fact}
         if "colour" in self._metrics and colours:
-            found["colour"] = float(prompts.coloured(images, colours).mean())
+            scores["colour"] = float(prompts.coloured(images, colours).mean())
         if self._trained is not None:
             known = self._trained.gather(np.arange(len(self._trained)))["image"]
-            found["nearest"] = float(np.median(prompts.nearest(images, known)))
-        return found
+            scores["nearest"] = float(np.median(prompts.nearest(images, known)))
+        return scores
 
     def _judged(self, judge: Judge, split: Split, images: np.ndarray) -> dict[str, float]:
         found, vectors = {}, judge.images(images)
@@ -182,9 +182,9 @@ class PromptEvaluation:
             found["style"] = float((scores.argmax(1) == own).mean())
         return found
 
-    def _about(self, seeds: Sequence[int], asked: Mapping[str, Any]) -> str:
+    def _about(self, seeds: Sequence[int], overrides: Mapping[str, Any]) -> str:
         own = self._model.config.sampling
-        how = {"sampler": own.sampler, "steps": own.steps, "guidance": own.guidance, **asked}
+        how = {"sampler": own.sampler, "steps": own.steps, "guidance": own.guidance, **overrides}
         judge = f" Judge {self._judge.digest}, step {self._judge.trained.step}." if self._judge else ""
         drawn = f"{how['sampler']}, {how['steps']} steps, guidance {how['guidance']:g}"
         over = f"means over seeds {', '.join(map(str, seeds))} and their standard deviation"

@@ -172,11 +172,11 @@ def draw(request: Request) -> tuple[int, str]:
     size = -(-size // mesh.size) * mesh.size
     make = make_draw(recipe, method, size, mesh, trajectory=request.trajectory)
     key = purpose_key(request.seed, "sample")
-    told = opened.batch, opened.away, given
+    conditions = opened.batch, opened.away, given
 
     def batch(i: int, like: Method = method) -> Any:
         rows = slice(i * size, min(num, (i + 1) * size))
-        batch, away, given = jax.tree.map(lambda x: x[rows], told)
+        batch, away, given = jax.tree.map(lambda x: x[rows], conditions)
         how = {"away": away, "weak": opened.weak, "like": like, **given}
         return make(opened.params, key, rows.stop - rows.start, batch, rows.start, **how)
 
@@ -214,8 +214,9 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
       UserError: there is no run, or the request does not fit it.
     """
     model = load(request.workdir, step=request.step, ema=request.ema, best=request.best, sharding=sharding)
-    asked = {field.name: getattr(request, field.name, None) for field in dataclasses.fields(Sampling)}
-    sampling = with_sampling(model.config.sampling, {name: value for name, value in asked.items() if value is not None})
+    values = {field.name: getattr(request, field.name, None) for field in dataclasses.fields(Sampling)}
+    overrides = {name: value for name, value in values.items() if value is not None}
+    sampling = with_sampling(model.config.sampling, overrides)
     validate(dataclasses.replace(model.config, sampling=sampling))
     recipe, conditioner = model.recipe, model.recipe.conditioner
     reads_text = conditioner.tokenize is not None
@@ -371,20 +372,20 @@ def _read_image(path: Place, channels: int) -> np.ndarray:
 def _said(request: Request) -> dict[str, str]:
     """What a PNG says of itself: each setting in words, and all of them as JSON, for --like."""
     usual = Request(request.workdir)
-    asked = {name: value for name, value in vars(request).items() if name not in ("out", "format", "only")}
-    asked = {name: value for name, value in asked.items() if value != getattr(usual, name) or name == "seed"}
-    words = {name: str(value) for name, value in asked.items()} | {"run": str(request.workdir)}
-    words |= {name: "\n".join(asked[name]) for name in ("prompt", "classes") if name in asked}
+    settings = {name: value for name, value in vars(request).items() if name not in ("out", "format", "only")}
+    settings = {name: value for name, value in settings.items() if value != getattr(usual, name) or name == "seed"}
+    words = {name: str(value) for name, value in settings.items()} | {"run": str(request.workdir)}
+    words |= {name: "\n".join(settings[name]) for name in ("prompt", "classes") if name in settings}
     paths = {name: str(getattr(request, name)) for name in ("workdir", "init_image", "mask") if getattr(request, name)}
-    return words | {pictures.SETTINGS: json.dumps({**asked, **paths})}
+    return words | {pictures.SETTINGS: json.dumps({**settings, **paths})}
 
 
 def _file_name(request: Request, how: str) -> str:
     """Of the default file: what was asked for; `pictures.vacant` tells the rest apart."""
-    asked = {"eta": request.eta, "guidance": request.guidance, "ema": request.ema}
+    numbers = {"eta": request.eta, "guidance": request.guidance, "ema": request.ema}
     parts = ["walk" if request.trajectory else "samples"]
     parts += [slug(text) for text in (" ".join(request.prompt), " ".join(request.classes)) if text]
-    parts += [how, *(f"{name}{value:g}" for name, value in asked.items() if value is not None)]
+    parts += [how, *(f"{name}{value:g}" for name, value in numbers.items() if value is not None)]
     return "_".join([*parts, f"seed{request.seed}.{request.format or 'png'}"])
 
 

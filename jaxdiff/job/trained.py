@@ -205,17 +205,17 @@ def initial_leaves(init: str, weights: str, wanted: Any) -> dict[str, np.ndarray
     """
     if not init:
         return {}
-    found = load(init, weights=weights)
-    theirs = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(found.params)}
+    source = load(init, weights=weights)
+    given = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(source.params)}
     own = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
-    fits = {name for name, leaf in own.items() if name in theirs and theirs[name].shape == leaf.shape}
+    fits = {name for name, leaf in own.items() if name in given and given[name].shape == leaf.shape}
     if not fits:
         raise UserError(f"init: no parameter of {init} has the name and shape of one of this network")
-    report(f"note: {len(fits)} of {len(own)} parameters begin as in {init}, step {found.step}")
-    for name in (name for name in {**own, **theirs} if name not in fits):
-        shapes = [str(tree[name].shape) if name in tree else "none" for tree in (theirs, own)]
+    report(f"note: {len(fits)} of {len(own)} parameters begin as in {init}, step {source.step}")
+    for name in (name for name in {**own, **given} if name not in fits):
+        shapes = [str(tree[name].shape) if name in tree else "none" for tree in (given, own)]
         report(f"note: {name} begins anew: {shapes[0]} there, {shapes[1]} here")
-    return {name: np.asarray(theirs[name]) for name in fits}
+    return {name: np.asarray(given[name]) for name in fits}
 
 
 def image_shape(meta: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -244,7 +244,7 @@ def known_words(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {"known": known} if known else {}
 
 
-def with_sampling(base: Sampling, asked: Mapping[str, Any]) -> Sampling:
+def with_sampling(base: Sampling, overrides: Mapping[str, Any]) -> Sampling:
     """A way to sample with other settings, None for the same; options go with the member they are of.
 
     Raises:
@@ -253,16 +253,16 @@ def with_sampling(base: Sampling, asked: Mapping[str, Any]) -> Sampling:
     >>> with_sampling(Sampling(eta=0.5), {"sampler": "unipc", "steps": 9}).eta
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
-    for name in asked:
+    for name in overrides:
         if name not in names:
             raise UserError(f"sampling has no {name!r}{suggestion(name, names)}")
     for field in ("sampler", "guidance_rule", "spacing", "threshold"):
-        options, name, given = options_field(field), asked.get(field), {}
+        options, name, given = options_field(field), overrides.get(field), {}
         if name not in (None, getattr(base, field)):
             given = {field: name, options: {}}
             if field == "sampler":  # eta and variance were the other sampler's
                 given |= {"eta": None, "variance": "small"}
         base = dataclasses.replace(base, **given)
-        base = dataclasses.replace(base, **{options: {**getattr(base, options), **asked.get(options, {})}})
-    rest = {name: value for name, value in asked.items() if value is not None and not name.endswith("_options")}
+        base = dataclasses.replace(base, **{options: {**getattr(base, options), **overrides.get(options, {})}})
+    rest = {name: value for name, value in overrides.items() if value is not None and not name.endswith("_options")}
     return dataclasses.replace(base, **rest)

@@ -74,8 +74,8 @@ def train(
         evaluations = Evaluations(run) if parse_every(run.train.evaluate_every) else None
         processes.agree({"the data's fingerprint": run.source.fingerprint})
         workdir, steps = place(run.config_json["workdir"]), run.train.steps
-        begun = steps_in(directory_of(workdir))
-        given = {} if begun else initial_leaves(*run.init, run.program.abstract.params)
+        saved_steps = steps_in(directory_of(workdir))
+        given = {} if saved_steps else initial_leaves(*run.init, run.program.abstract.params)
         with owned(workdir):
             changed = check_workdir(flat(run.config_json), workdir, allowed) if jax.process_index() == 0 else {}
             processes.barrier("the workdir is process 0's")

@@ -71,14 +71,14 @@ class Validation:
 
     def __call__(self, params: Any) -> dict[str, float]:
         """validation_loss, and validation_loss_1 (of the least noise) to validation_loss_LEVELS."""
-        found, size = [], len(self._batches[0]["row"])
+        losses, size = [], len(self._batches[0]["row"])
         for start in range(0, self._num, size):
             batch = self._batches[start // size]
             kept = np.minimum(np.arange(self._size), min(size, self._num - start) - 1)
             placed = {name: put(value[kept], self._rows) for name, value in batch.items() if name != "row"}
             numbers = put((start + kept).astype(np.int32), self._rows)
             values = whole(self._losses(params, self._program.placed, self._key, placed, numbers))
-            found.append(np.asarray(values, np.float64)[:, : kept[-1] + 1])
-        means = np.concatenate(found, axis=1).mean(axis=1)
+            losses.append(np.asarray(values, np.float64)[:, : kept[-1] + 1])
+        means = np.concatenate(losses, axis=1).mean(axis=1)
         by_level = {f"validation_loss_{level}": float(value) for level, value in enumerate(means, 1)}
         return {"validation_loss": float(means.mean()), **by_level}

@@ -24,8 +24,8 @@ def weak_params(sampling: Sampling, workdir: Place, state: Any, sharding: Any = 
     if not run and step is None:
         raise UserError("guidance rule autoguidance needs a worse model: guidance_options.run, step or ema")
     other = place(run) if run else workdir
-    own, theirs = flat(read_run(workdir)), flat(read_run(other))
-    wrong = [name for name in own if name.startswith("model.") and own[name] != theirs.get(name)]
+    own, weak = flat(read_run(workdir)), flat(read_run(other))
+    wrong = [name for name in own if name.startswith("model.") and own[name] != weak.get(name)]
     if wrong:
         raise UserError(f"guidance_options.run: {other} has another network ({', '.join(wrong)})")
     return restore_with_meta(other, step=step, sharding=sharding)[0].ema_params

@@ -27,11 +27,11 @@ class Denoising(ObjectiveOptions):
             s = seen(setting, params, frozen, batch, keys)
             how = {"schedule": recipe.schedule, "prediction": recipe.prediction, "weighting": setting.weighting}
             t = batch.get("t")
-            found = denoising_loss(s.keys, s.predict, s.x_0, **how, time_sampling=times, t=t, cond=s.cond)
+            losses = denoising_loss(s.keys, s.predict, s.x_0, **how, time_sampling=times, t=t, cond=s.cond)
             if not self.uncertainty:
-                return found
+                return losses
             u = learned.log_loss(params["objective"], draw(s.keys, s.x_0, recipe.schedule, times, t).m.log_snr)
-            return found / jnp.exp(u) + u
+            return losses / jnp.exp(u) + u
 
         made = objective_of(setting, loss)
         return made._replace(params=learned.init) if self.uncertainty else made

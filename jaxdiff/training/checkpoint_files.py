@@ -67,9 +67,9 @@ def known_steps(directory: epath.Path) -> list[int]:
     A save that was interrupted left no whole manifest of its arrays. Where several are complete but for Orbax's word,
     something took the files.
     """
-    found = numbered(directory)
-    steps = sorted(int(path.name) for path, whole in found if whole)
-    if not steps and sum((path / "state" / "manifest.ocdbt").exists() for path, _ in found) > 1:
+    folders = numbered(directory)
+    steps = sorted(int(path.name) for path, whole in folders if whole)
+    if not steps and sum((path / "state" / "manifest.ocdbt").exists() for path, _ in folders) > 1:
         raise CheckpointError(
             f"no checkpoint in {directory} is whole: none has its {COMMITTED}; put the files back, or remove the "
             "folder to start from step 0"

@@ -34,8 +34,8 @@ def parse_every(every: int | str) -> int | datetime.timedelta:
     text = str(every).strip()
     if text.isdecimal():
         return int(text)
-    found = _TIME.fullmatch(text)
-    length = datetime.timedelta(**{unit: float(n) for unit, n in found.groupdict("0").items()}) if found else None
+    match = _TIME.fullmatch(text)
+    length = datetime.timedelta(**{unit: float(n) for unit, n in match.groupdict("0").items()}) if match else None
     if not length:
         raise ValueError(f"{every!r} is neither a number of steps nor a time; write 500, 90s, 10m or 1h30m")
     return length

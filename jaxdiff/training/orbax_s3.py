@@ -33,8 +33,8 @@ def enable() -> None:
         setattr(module, name, _either(made, getattr(module, name)))
 
 
-def _either(ours: Callable[[str], Any], theirs: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda address: (ours if address.startswith(_PREFIX) else theirs)(address)
+def _either(ours: Callable[[str], Any], other: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda address: (ours if address.startswith(_PREFIX) else other)(address)
 
 
 def _store(address: str) -> dict[str, str]:

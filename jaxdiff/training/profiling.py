@@ -47,8 +47,8 @@ class Profile:
         jax.profiler.stop_trace()
         self._running = False
         traced = self._done - WARM_UP
-        found = f"profile: a trace of {traced} calls is in {self._folder}; open it with XProf"
-        self._say(found if traced else self._nothing())
+        line = f"profile: a trace of {traced} calls is in {self._folder}; open it with XProf"
+        self._say(line if traced else self._nothing())
 
     def _nothing(self) -> str:
         return f"profile: nothing traced, the run ended within the {WARM_UP} calls of warm-up"

@@ -58,8 +58,8 @@ def _loss_and_grads(
         return loss, grads, losses
 
     def add(total: Any, piece: tuple[Batch, Key[Array, " batch"]]) -> tuple[Any, jax.Array]:
-        found, losses = differentiate(*piece)
-        return jax.tree.map(jnp.add, total, found), losses
+        gradients, losses = differentiate(*piece)
+        return jax.tree.map(jnp.add, total, gradients), losses
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     total, losses = jax.lax.scan(add, zeros, _split((batch, keys), accumulate))

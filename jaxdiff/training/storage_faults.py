@@ -21,8 +21,8 @@ def _code(error: BaseException) -> int | None:
     for link in chain(error):
         if isinstance(link, OSError) and link.errno:
             return link.errno
-        if found := re.search(r"(?:OS error |os_error_code=')(\d+)", str(link)):
-            return int(found[1])
+        if match := re.search(r"(?:OS error |os_error_code=')(\d+)", str(link)):
+            return int(match[1])
     return None
 
 
