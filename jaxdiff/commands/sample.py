@@ -78,6 +78,10 @@ class SampleArguments(Processes):
     """Pixels, of a Stable Diffusion folder; default the model's own."""
     width: int | None = None
     """Likewise."""
+    lora: FileName = ""
+    """FILE of a LoRA to add to a Stable Diffusion folder's weights; LCM's is drawn by --sampler lcm --guidance 1."""
+    lora_scale: float = 1.0
+    """How much of it."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """What to compute in, of a Stable Diffusion folder; default float32 (norms, softmax, last layer always are)."""
     step: int | None = None
@@ -121,7 +125,7 @@ def run(argv: list[str]) -> tuple[int, str]:
 
         settings = {name: value for name, value in vars(arguments).items() if name not in {"like", *vars(Processes())}}
         settings["workdir"] = fetched(arguments.workdir)
-        for name in ("out", "init_image", "mask", "prompts"):
+        for name in ("out", "init_image", "mask", "prompts", "lora"):
             settings[name] = place(settings[name]) if settings[name] else None
         return sampling_job.draw(sampling_job.Request(**settings, only=only))
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxdiff.errors import UserError
 from jaxdiff.interop import names
 from jaxdiff.interop.diffusers import replace_time_kernel
+from jaxdiff.interop.lora import TEXT, UNET, Lora, merged
 from jaxdiff.interop.options import fill
 from jaxdiff.interop.schedulers import read_json
 from jaxdiff.interop.weights import DIFFUSERS, TRANSFORMERS, read_weights, unwrapped
@@ -138,17 +139,18 @@ class Part:
     notes: tuple[str, ...] = ()
 
 
-def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
+def read_text_unet(folder: os.PathLike | str, *, sharding: Any = None, lora: Lora | None = None) -> Part:
     """A UNet2DConditionModel (or the Flax class of that name) as a `UNet` under a text; one of LCM's is told the scale.
 
     Args:
       folder: holds config.json and the weights, see `weights.read_weights`.
       sharding: see `names.load`.
+      lora: added to the weights.
 
     Raises:
       UserError: no such model, options that `UNet` does not have, tensors that do not fit; all of them.
     """
-    part = _read(folder, text_unet, DIFFUSERS, "time_embedding.linear_1.weight", sharding)
+    part = _read(folder, text_unet, DIFFUSERS, "time_embedding.linear_1.weight", sharding, lora, UNET)
     shift = part.network.frequency_shift
     replace_time_kernel(
         part.params, lambda kernel: names.shift_time(kernel, 1.0, shift, part.config["flip_sin_to_cos"])
@@ -175,16 +177,24 @@ def open_autoencoder(folder: str) -> tuple[Autoencoder, Any]:
     return network, _abstract(network, (1, side, side, network.out_channels))
 
 
-def read_text_encoder(folder: os.PathLike | str, *, sharding: Any = None) -> Part:
+def read_text_encoder(folder: os.PathLike | str, *, sharding: Any = None, lora: Lora | None = None) -> Part:
     """A CLIPTextModel (or the Flax class of that name) as a `TextEncoder`; see `read_text_unet`."""
-    return _read(folder, text_encoder, TRANSFORMERS, "embeddings.token_embedding.weight", sharding)
+    return _read(folder, text_encoder, TRANSFORMERS, "embeddings.token_embedding.weight", sharding, lora, TEXT)
 
 
-def _read(folder: os.PathLike | str, build: Callable, stems: tuple[str, str, str], anchor: str, sharding: Any) -> Part:
+def _read(
+    folder: os.PathLike | str,
+    build: Callable,
+    stems: tuple[str, str, str],
+    anchor: str,
+    sharding: Any,
+    lora: Lora | None = None,
+    prefixes: tuple[str, ...] = (),
+) -> Part:
     folder = Path(folder)
     network, config, params, table = build(read_json(folder / "config.json"))
     notes: list[str] = []
-    tensors = unwrapped(read_weights(folder, stems, notes), anchor, str(folder), notes)
+    tensors = merged(unwrapped(read_weights(folder, stems, notes), anchor, str(folder), notes), lora, prefixes)
     tensors.pop("embeddings.position_ids", None)  # of a text encoder: 0, 1, 2, ..., which old versions saved
     if SCALE in tensors and anchor in tensors:
         tensors[SCALE] = np.asarray(tensors[anchor], np.float32) @ np.asarray(tensors[SCALE], np.float32)

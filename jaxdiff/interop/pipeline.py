@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxdiff.errors import UserError
 from jaxdiff.interop.latent import Part, read_autoencoder, read_text_encoder, read_text_unet
+from jaxdiff.interop.lora import Lora
 from jaxdiff.interop.scheduler_fields import DEFAULTS
 from jaxdiff.interop.schedulers import (
     Scheduler,
@@ -89,12 +90,13 @@ class Pipeline:
         return sides[0], sides[1], self.unet.config["in_channels"]
 
 
-def read_pipeline(folder: os.PathLike | str, *, sharding: Any = None) -> Pipeline:
+def read_pipeline(folder: os.PathLike | str, *, sharding: Any = None, lora: Lora | None = None) -> Pipeline:
     """A folder of diffusers' StableDiffusionPipeline (1.x and 2.x), of its Flax class, or of LCM's.
 
     Args:
       folder: as `save_pretrained` wrote it, or as published; nothing is downloaded.
       sharding: see `names.load`.
+      lora: added to the weights of its unet and text_encoder.
 
     Raises:
       UserError: a part is missing, of a class that jaxdiff has not, or does not fit the others.
@@ -105,9 +107,9 @@ def read_pipeline(folder: os.PathLike | str, *, sharding: Any = None) -> Pipelin
     notes = ["its safety checker is not run"] if (index.get("safety_checker") or [None])[0] else []
     scheduler = _scheduler(folder)
     tokenizer = read_tokenizer(folder / "tokenizer")
-    text = read_text_encoder(folder / "text_encoder", sharding=sharding)
+    text = read_text_encoder(folder / "text_encoder", sharding=sharding, lora=lora)
     vae = read_autoencoder(folder / "vae", sharding=sharding)
-    unet = read_text_unet(folder / "unet", sharding=sharding)
+    unet = read_text_unet(folder / "unet", sharding=sharding, lora=lora)
     for what, one, other in (
         ("latents' channels, of vae and unet (in)", vae.config["latent_channels"], unet.config["in_channels"]),
         ("latents' channels, of vae and unet (out)", vae.config["latent_channels"], unet.config["out_channels"]),

@@ -62,7 +62,10 @@ def chosen(scheduler: Scheduler, method: str | None, options: Mapping[str, Any],
       UserError: eta out of range, or of a method that has none.
     """
     if method not in (None, scheduler.method):
-        scheduler = dataclasses.replace(scheduler, method=method, options=dict(options))
+        config = scheduler.config
+        if method == "lcm":  # the grid that all were distilled on, as diffusers' LCMScheduler has it of any config
+            config = {**config, "original_inference_steps": 50}
+        scheduler = dataclasses.replace(scheduler, method=method, options=dict(options), config=config)
     elif options:
         scheduler = dataclasses.replace(scheduler, options={**scheduler.options, **options})
     if eta is None:

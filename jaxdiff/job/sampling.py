@@ -26,6 +26,7 @@ from jaxdiff.denoisers import THRESHOLDS
 from jaxdiff.diffusion import Guidance, Method, Recipe, make_draw, strength_times
 from jaxdiff.errors import UserError, program
 from jaxdiff.guidance import RULES
+from jaxdiff.interop.lora import read_lora
 from jaxdiff.interop.pipeline import INDEX, read_pipeline
 from jaxdiff.interop.stable_diffusion import chosen, padded_times, recipe_of
 from jaxdiff.job.drawing import draw_batches
@@ -76,6 +77,8 @@ class Request:
     mask: Place | None = None
     height: int | None = None
     width: int | None = None
+    lora: Place | None = None
+    lora_scale: float = 1.0
     ema: float | None = None
     best: bool = False
     step: int | None = None
@@ -220,7 +223,7 @@ def open_run(request: Request, num: int, sharding: NamedSharding) -> Opened:
     validate(dataclasses.replace(model.config, sampling=sampling))
     recipe, conditioner = model.recipe, model.recipe.conditioner
     reads_text = conditioner.tokenize is not None
-    foreign = ("height", "width", "dtype", *(("classes",) if reads_text else ("prompt", "negative_prompt")))
+    foreign = ("height", "width", "dtype", "lora", *(("classes",) if reads_text else ("prompt", "negative_prompt")))
     for option in foreign:
         if getattr(request, option):
             named, takes = option.replace("_", "-"), "--prompt, no classes," if reads_text else "no prompt"
@@ -264,7 +267,8 @@ def open_pipeline(request: Request, num: int, sharding: NamedSharding) -> Opened
     if request.guidance_rule == "autoguidance":
         raise UserError(f"--guidance-rule autoguidance is for runs; {folder} has no worse model")
     steps = STEPS if request.steps is None else request.steps
-    pipeline = read_pipeline(folder, sharding=sharding).computing_in(request.dtype or "float32")
+    lora = read_lora(Path(request.lora), request.lora_scale) if request.lora else None
+    pipeline = read_pipeline(folder, sharding=sharding, lora=lora).computing_in(request.dtype or "float32")
     method = request.sampler or pipeline.scheduler.method
     try:
         options = decoded(SAMPLERS, method, request.sampler_options)
@@ -376,7 +380,11 @@ def _said(request: Request) -> dict[str, str]:
     settings = {name: value for name, value in settings.items() if value != getattr(usual, name) or name == "seed"}
     words = {name: str(value) for name, value in settings.items()} | {"run": str(request.workdir)}
     words |= {name: "\n".join(settings[name]) for name in ("prompt", "classes") if name in settings}
-    paths = {name: str(getattr(request, name)) for name in ("workdir", "init_image", "mask") if getattr(request, name)}
+    paths = {
+        name: str(getattr(request, name))
+        for name in ("workdir", "init_image", "mask", "lora")
+        if getattr(request, name)
+    }
     return words | {pictures.SETTINGS: json.dumps({**settings, **paths})}
 
 
