@@ -20,6 +20,7 @@ from jaxdiff.data.batches import Batches
 from jaxdiff.data.sources import open_dataset
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import prompts
+from jaxdiff.job.prompts import Judge
 from jaxdiff.models import Hourglass, TwoTowers
 from jaxdiff.objectives import Contrastive
 from jaxdiff.objectives.contrastive import contrastive_loss
@@ -162,6 +163,13 @@ def test_a_judge_finds_the_texts_of_real_pictures_and_not_of_noise(runs, monkeyp
     assert float(top) > 0.2 and float(spread) > 0  # one step's samples are noise, each seed's another
 
 
+def test_a_judge_s_features_are_those_of_its_pictures(runs):
+    judge = Judge(runs[0])
+    images = np.stack([image for _, image, _ in pictures("train")])
+    extractor = judge.extractor()
+    np.testing.assert_allclose(extractor.apply(extractor.params, images)[0], judge.images(images), rtol=1e-5)
+
+
 def test_what_cannot_be_measured_is_refused(runs, capsys):
     judge, drawing = map(str, runs)
     for words, right in (
@@ -169,6 +177,8 @@ def test_what_cannot_be_measured_is_refused(runs, capsys):
         (["evaluate", drawing, "--metrics", "prompt"], "need --judge RUN"),
         (["evaluate", drawing, "--metrics", "style", "--judge", drawing], "is no judge"),
         (["evaluate", drawing, "--metrics", "prompt", "--judge", judge], "found among 100"),
+        (["evaluate", drawing, "--metrics", "colour", "--steps", "2,4"], "one number of --steps"),
+        (["evaluate", drawing, "--metrics", "colour", "--repeats", "0"], "must be at least 1"),
         (["sample", judge, "--prompt", "red square, full"], "this run judges pictures"),
     ):
         assert main(words) == 2

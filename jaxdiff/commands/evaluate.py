@@ -68,7 +68,7 @@ class EvaluateArguments(Processes):
     repeats: int = 1
     """Of these: how many seeds, from --seed on."""
     features: FileName = ""
-    """FILE of weights of FID's Inception or of a classifier, or MODULE:FUNCTION."""
+    """FILE of weights of FID's Inception or of a classifier, RUN of a judge, or MODULE:FUNCTION."""
 
 
 def run(argv: list[str]) -> tuple[int, str]:

@@ -27,13 +27,14 @@ from jaxdiff.evaluation.prompts import PROMPTED
 from jaxdiff.evaluation.scores import DEFINITIONS, LIKELIHOODS, Bits, Reference, Score, bits_line, table
 from jaxdiff.job.comparison import Comparison, check_num, parts
 from jaxdiff.job.likelihood import build_bits
+from jaxdiff.job.prompts import Judge
 from jaxdiff.job.score_file import ScoreFile
 from jaxdiff.job.trained import Trained, load
 from jaxdiff.job.weak_model import weak_params
 from jaxdiff.job.workdir import class_numbering
 from jaxdiff.keys import purpose_key
 from jaxdiff.parallel import make_mesh, processes
-from jaxdiff.storage import check_writable
+from jaxdiff.storage import check_writable, place
 from jaxdiff.training.checkpoints import report
 from jaxdiff.training.logs import shown
 
@@ -74,7 +75,9 @@ class Evaluation:
     def _check_metrics(self) -> None:
         self._train = self._open("train", self._arguments.data_path)
         check_num(self._arguments.num, self._train, self._metrics, "--num")
-        self._extractor = choose(self._arguments.features, self._train.shape)
+        features = self._arguments.features
+        is_judge = features and (place(features) / "config.json").exists()
+        self._extractor = Judge(features).extractor() if is_judge else choose(features, self._train.shape)
         classes = self._config.model.num_classes
         if classes and classes != self._train.num_classes:
             report(

@@ -15,7 +15,7 @@ from jaxdiff.data.sources import Source
 from jaxdiff.data.webdataset import WebdatasetRecords
 from jaxdiff.errors import UserError
 from jaxdiff.evaluation import prompts
-from jaxdiff.evaluation.extractors import digest
+from jaxdiff.evaluation.extractors import Extractor, digest
 from jaxdiff.job.trained import load
 from jaxdiff.storage import check_writable
 
@@ -60,6 +60,16 @@ class Judge:
         """[n, features]."""
         return self._each(1, np.zeros((1, *self.trained.image_shape), np.uint8), self._tokens(texts))
 
+    def extractor(self) -> Extractor:
+        """The picture's tower as features for FID and the like."""
+        nothing = self._tokens([""])
+
+        def apply(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            vectors = self._towers(params, images, jnp.repeat(nothing, len(images), axis=0))[:, 0]
+            return vectors, jnp.zeros((len(images), 2))  # of no classes: the Inception score is 1
+
+        return Extractor("judge", self.digest, "none", self.trained.image_shape, self.trained.params, apply)
+
     def _tokens(self, texts: Sequence[str]) -> np.ndarray:
         return self.trained.recipe.conditioner.parse(texts, len(texts))["tokens"]
 
@@ -89,6 +99,10 @@ class PromptEvaluation:
         self._model = model = load(arguments.workdir, step=arguments.step)
         if model.recipe.conditioner.tokenize is None or not model.config.model.draws:
             raise UserError(f"--metrics {metrics[0]}: {arguments.workdir} draws nothing of a text")
+        if not (arguments.steps or "1").isdigit() or "," in (arguments.sampler or ""):
+            raise UserError(f"--metrics {metrics[0]} is of one --sampler and one number of --steps")
+        if min(arguments.repeats, arguments.num) < 1:
+            raise UserError(f"--repeats {arguments.repeats} and --num {arguments.num} must be at least 1")
         if not arguments.judge and {"prompt", "style"} & set(metrics):
             raise UserError(
                 "--metrics prompt and style need --judge RUN, of --model two_towers --objective contrastive"
@@ -140,7 +154,8 @@ class PromptEvaluation:
                 lines.append(f"| {name} | {what} | {len(split.texts)} | " + " | ".join(cells) + " |")
         lines += ["", self._about(seeds, sampling)]
         text = "\n".join(lines) + "\n"
-        pictures.write_whole(self._out, text.encode())
+        if jax.process_index() == 0:
+            pictures.write_whole(self._out, text.encode())
         return text
 
     def _sampling(self) -> Mapping[str, Any]:
@@ -167,11 +182,11 @@ class PromptEvaluation:
         return scores
 
     def _judged(self, judge: Judge, split: Split, images: np.ndarray) -> dict[str, float]:
-        found, vectors = {}, judge.images(images)
+        shares, vectors = {}, judge.images(images)
         if "prompt" in self._metrics:
             rows = prompts.candidates(split.texts, split.pool)
             place = prompts.ranks(vectors, judge.texts(split.pool), rows)
-            found |= {"prompt top-1": float((place < 1).mean()), "top-5": float((place < 5).mean())}
+            shares |= {"prompt top-1": float((place < 1).mean()), "top-5": float((place < 5).mean())}
         named = [i for i, fact in enumerate(split.facts) if split.texts[i].endswith(f", {fact.get('style')}")]
         if "style" in self._metrics and named:
             styles = sorted({split.facts[i]["style"] for i in named})
@@ -179,8 +194,8 @@ class PromptEvaluation:
             own = np.array([styles.index(split.facts[i]["style"]) for i in named])
             texts = judge.texts([stem + style for stem in stems for style in styles])
             scores = np.einsum("nd,nsd->ns", vectors[named], texts.reshape(len(named), len(styles), -1))
-            found["style"] = float((scores.argmax(1) == own).mean())
-        return found
+            shares["style"] = float((scores.argmax(1) == own).mean())
+        return shares
 
     def _about(self, seeds: Sequence[int], overrides: Mapping[str, Any]) -> str:
         own = self._model.config.sampling
