@@ -252,8 +252,11 @@ def test_a_consistency_loss_has_its_teacher_or_none_and_a_gap_that_narrows(train
 def test_other_ways_to_run_a_step_give_the_same_numbers(trained, config, tmp_path, options):
     assert _train(config, tmp_path, *options, "--train.sample-every", "0") == 0
     assert list(_metrics(tmp_path)) == list(_metrics(trained))
-    for one, other in zip(jax.tree.leaves(restore(tmp_path)), jax.tree.leaves(restore(trained)), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+    leaves = jax.tree_util.tree_leaves_with_path(restore(tmp_path))
+    for (path, one), other in zip(leaves, jax.tree.leaves(restore(trained)), strict=True):
+        # The bias of attention's keys has no gradient: Adam makes steps of a rounding error's sign.
+        atol = 1e-4 if jax.tree_util.keystr(path).endswith("['key']['bias']") else 1e-5
+        np.testing.assert_allclose(one, other, atol=atol)
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_a_process_that_never_comes_to_the_first_step_ends_the_job(start, tmp_pa
     impatient = "from jaxdiff.parallel import processes; processes.COMPILE_SECONDS = 3\n" + SLOW.replace("33", "9")
     job = start(2, 1, command=("-c", impatient))
     assert job.wait(120)[0] == 1, job.text(0)
-    assert "not all processes came within 3 s to: the step is compiled (0); start the job again" in job.text(0)
+    assert re.search(r"not all processes came within 3 s to: the step is compiled \(\d+\); start the job", job.text(0))
     assert not _steps(tmp_path / "run")
 
 
