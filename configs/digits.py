@@ -4,8 +4,8 @@
     uv run sample.py runs/digits                     # 64 samples: DDIM, 50 steps, guidance 1.5
     uv run benchmarks/digits_quality.py runs/digits  # the numbers below
 
-An SVM trained on the real digits (99.2 % right on held-out ones) reads 99.8 % of 500 samples as the class asked for.
-They are no copies: the mean distance to the nearest training image is 1.005 of what it is for held-out real images.
+An SVM trained on the real digits (99.2 % right on held-out ones) reads 100.0 % of 500 samples as the class asked for.
+They are no copies: the mean distance to the nearest training image is 1.002 of what it is for held-out real images.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Model, Optimizer, Sampling, Train

@@ -26,6 +26,15 @@ def run(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("run"), config, (8, 8, 1))
 
 
+@pytest.fixture
+def hears():
+    """Ctrl-C is heard, though a shell may have started the tests in the background, where it is not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears")
 def test_a_signal_stops_within_a_batch_and_what_is_finished_is_written(run, tmp_path, monkeypatch, capsys):
     class Left(BaseException):
         pass
