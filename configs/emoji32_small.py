@@ -4,9 +4,10 @@
     uv run train.py emoji32_small --data.path FOLDER
     uv run sample.py runs/emoji32_small --prompt "green heart, noto" "rocket, twemoji"
 
-7.8 M parameters, 192,000 presentations of 9,943 pictures, sized for 20 minutes on two idle cores, at 98 images a second
-and core (measured by CPU time on a busy AMD EPYC). It has not been trained to its end: after
-1,200 steps on a busy machine, loss 0.18, faces are faces, while a green heart is still red and a blue square yellow.
+7.8 M parameters, 192,000 presentations of 9,943 pictures: 16 minutes at the 202 to 208 images a second that two idle
+cores of an AMD EPYC train (the run itself was made beside other work). Of 400 prompts of training the judge
+(`emoji_judge`) finds 46 % the best of a hundred texts and 76 % among the five best, of held-out styles 29 and 61 %, of
+held-out colours and occupations 37 and 81 % (docs/captions.md). Colours follow the text, shapes often; nothing is sharp.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
