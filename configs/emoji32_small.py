@@ -7,7 +7,7 @@
 7.8 M parameters, 192,000 presentations of 9,943 pictures: 16 minutes at the 202 to 208 images a second that two idle
 cores of an AMD EPYC train (the run itself was made beside other work). Of 400 prompts of training the judge
 (`emoji_judge`) finds 46 % the best of a hundred texts and 76 % among the five best, of held-out styles 29 and 61 %, of
-held-out colours and occupations 37 and 81 % (docs/captions.md). Colours follow the text, shapes often; nothing is sharp.
+held-out colours and occupations 37 and 81 % (docs/captions.md). Colours follow the text, shapes often.
 """
 
 from jaxdiff.config import Config, Data, Diffusion, Optimizer, Sampling, Train
