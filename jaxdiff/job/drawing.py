@@ -44,7 +44,7 @@ def draw_batches(
             for i in batches:
                 starts.append(time.perf_counter())
                 done.append(draw(i))
-        except BaseException as error:
+        except BaseException as error:  # raised again where the thread is waited for
             failed.append(error)
 
     def show() -> tuple[int, str]:
