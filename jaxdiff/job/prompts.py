@@ -115,7 +115,10 @@ class PromptEvaluation:
         self._out = arguments.workdir / "evaluation" / "prompts.md"
         check_writable(self._out, "the file")
         self._splits = {name: self._split(name) for name in (arguments.splits or model.config.data.split).split(",")}
-        self._trained = self._source(model.config.data.split) if "nearest" in metrics else None
+        self._known: np.ndarray | None = None  # the training pictures
+        if "nearest" in metrics:
+            trained = self._source(model.config.data.split)
+            self._known = trained.gather(np.arange(len(trained)))["image"]
 
     def _source(self, split: str) -> Source:
         config = self._model.config
@@ -176,9 +179,8 @@ class PromptEvaluation:
         colours = {i: fact["colour"] for i, fact in enumerate(split.facts) if "colour" in fact}
         if "colour" in self._metrics and colours:
             scores["colour"] = float(prompts.coloured(images, colours).mean())
-        if self._trained is not None:
-            known = self._trained.gather(np.arange(len(self._trained)))["image"]
-            scores["nearest"] = float(np.median(prompts.nearest(images, known)))
+        if self._known is not None:
+            scores["nearest"] = float(np.median(prompts.nearest(images, self._known)))
         return scores
 
     def _judged(self, judge: Judge, split: Split, images: np.ndarray) -> dict[str, float]:
